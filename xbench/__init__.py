@@ -1,0 +1,84 @@
+"""xbench: evaluate explanations of image classifiers.
+
+Three functions for notebooks (:func:`attribute`, :func:`score`, :func:`evaluate`), four decorators for
+plug-ins (:func:`method`, :func:`metric`, :func:`model`, :func:`dataset`), and the types that they meet.
+Names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import attribute, evaluate, score
+    from .errors import BadImage, Unsupported, XbenchError
+    from .masking import masked_probabilities
+    from .probe import (
+        Explanation,
+        GuidedGradient,
+        ImageGradient,
+        LayerGradient,
+        Logits,
+        Need,
+        NoisyGradients,
+        Probe,
+    )
+    from .registry import dataset, method, metric, model
+    from .types import Batch, Model, Network, Passes, Sample
+
+_HOMES = {
+    "api": ("attribute", "evaluate", "score"),
+    "errors": ("BadImage", "Unsupported", "XbenchError"),
+    "masking": ("masked_probabilities",),
+    "probe": (
+        "Explanation",
+        "GuidedGradient",
+        "ImageGradient",
+        "LayerGradient",
+        "Logits",
+        "Need",
+        "NoisyGradients",
+        "Probe",
+    ),
+    "registry": ("dataset", "method", "metric", "model"),
+    "types": ("Batch", "Model", "Network", "Passes", "Sample"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Batch",
+    "BadImage",
+    "Explanation",
+    "GuidedGradient",
+    "ImageGradient",
+    "LayerGradient",
+    "Logits",
+    "Model",
+    "Need",
+    "Network",
+    "NoisyGradients",
+    "Passes",
+    "Probe",
+    "Sample",
+    "Unsupported",
+    "XbenchError",
+    "attribute",
+    "dataset",
+    "evaluate",
+    "masked_probabilities",
+    "method",
+    "metric",
+    "model",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'xbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,53 @@
+"""Every error that xbench raises on purpose.
+
+XbenchError             something the user can mend; the command line prints the message, never a traceback
+├── UsageError          the suite, a name, a parameter or a file is wrong: known before any work starts
+│   └── SuiteError      the same, as a list of problems with their places in the suite file
+├── Unsupported         this entry cannot work on this model or data set: its cells are skipped with the reason
+├── BadImage            one picture cannot be read: its rows fail, the run goes on
+├── BadWeights          a weight file is damaged, does not fit, or holds NaN: the model's cells fail
+└── StoreError          a stored file is damaged or contradicts another
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class XbenchError(Exception):
+    """Something the user can mend: the message names the value, the place and the way out."""
+
+
+class UsageError(XbenchError):
+    """Wrong before any work starts: a name, a parameter, a path. Exit status 2."""
+
+
+class SuiteError(UsageError):
+    """All problems of one suite at once.
+
+    Args:
+        problems: one sentence each, with its place in the file.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[SuiteError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)  # Exception's own reduce would pass the joined text
+
+
+class Unsupported(XbenchError):
+    """An entry declares that it cannot work here; the cell is ``skipped`` with this message."""
+
+
+class BadImage(XbenchError):
+    """One picture cannot be read; its rows are ``failed: decode``."""
+
+
+class BadWeights(XbenchError):
+    """Weights are damaged, do not fit the architecture, or are not finite."""
+
+
+class StoreError(XbenchError):
+    """A stored file is damaged, foreign, or contradicts another."""
