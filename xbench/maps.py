@@ -1,0 +1,78 @@
+"""What is done to any saliency map: the one place for channels, upsampling, sign, range and rank.
+
+Every reduction keeps the image axis, so that a map depends on its own image only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Sign = Literal["magnitude", "positive", "signed"]
+"""How a metric reads a signed map: |map|, its positive part, or as it is."""
+
+
+def channel_sum(attribution: Tensor) -> Tensor:
+    """Sum of absolutes over the colour channels: (N, C, H, W) to (N, H, W)."""
+    return attribution.abs().sum(1)
+
+
+def weighted_sum(weight: Tensor, activation: Tensor) -> Tensor:
+    """Feature maps (N, C, h, w) added up with one weight (N, C) each: (N, h, w)."""
+    return torch.einsum("nc,nchw->nhw", weight, activation)
+
+
+def upsample(maps: Tensor, like: Tensor) -> Tensor:
+    """(N, h, w) to the H x W of ``like``: bilinear on pixel centres (``align_corners=False``)."""
+    size = like.shape[-2:]
+    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def with_sign(maps: Tensor, sign: Sign) -> Tensor:
+    """The input rule of a metric, applied to (N, H, W)."""
+    if sign == "magnitude":
+        return maps.abs()
+    return maps.clamp_min(0) if sign == "positive" else maps
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """(N,) bool: whether all pixels of a map are equal."""
+    flat = maps.flatten(1)
+    return flat.amax(1) == flat.amin(1)
+
+
+def unit_range(maps: Tensor) -> Tensor:
+    """Per image (map - min) / (max - min), (N, H, W) in [0, 1]; a constant map becomes zeros."""
+    flat = maps.flatten(1)
+    low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
+    span = high - low
+    return torch.where(span > 0, (maps - low) / span.where(span > 0, 1), 0)
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """Quantile along the last axis, which it drops; linear between the two nearest order statistics.
+
+    ``torch.quantile`` gives the same but refuses more than 2**24 elements.
+    """
+    place = share * (values.shape[-1] - 1)
+    below = int(place)
+    low = values.kthvalue(below + 1).values
+    if place == below:
+        return low
+    high = values.kthvalue(below + 2).values
+    return low + (place - below) * (high - low)
+
+
+def ranks(maps: Tensor, permutation: Tensor) -> Tensor:
+    """Rank of each pixel, (N, H, W) int64: 0 for the most salient.
+
+    Equal values are ordered by ``permutation`` (N, H * W), which is drawn per image and is the same
+    for all methods: raster order would favour the upper left corner of every map with a flat part.
+    """
+    shuffled = maps.flatten(1).gather(1, permutation)
+    order = permutation.gather(1, shuffled.argsort(dim=1, descending=True, stable=True))
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)

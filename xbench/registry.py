@@ -1,0 +1,300 @@
+"""Names: which methods, metrics, models and data sets there are, and who provides them.
+
+A plug-in uses the decorators that the built-ins use::
+
+    @xbench.method("my_method")
+    class MyMethod:
+        strength: float = 1.0
+        def __call__(self, probe): ...
+
+The decorator makes the class a frozen, strictly validated dataclass: its fields are its
+hyper-parameters, its YAML keys and, with its name and ``version``, its identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as validated
+from typing_extensions import dataclass_transform
+
+from .errors import UsageError
+
+KINDS = ("methods", "metrics", "models", "datasets")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        name: what a suite writes.
+        origin: module, file or distribution that provides it.
+        load: gives the class; an installed plug-in is imported only here.
+    """
+
+    kind: str
+    name: str
+    origin: str
+    load: Callable[[], type]
+
+
+_entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+_broken: dict[str, str] = {}
+_scanned: set[str] = set()
+
+
+@dataclass_transform(frozen_default=True)
+def method(name: str) -> Callable[[T], T]:
+    """Register a method: called with a Probe, it returns saliency maps (N, H, W)."""
+    return lambda cls: _register("methods", name, cls)
+
+
+@dataclass_transform(frozen_default=True)
+def metric(name: str) -> Callable[[T], T]:
+    """Register a metric: called with an Explanation, it returns one score per image, (N,)."""
+    return lambda cls: _register("metrics", name, cls)
+
+
+@dataclass_transform(frozen_default=True)
+def model(name: str) -> Callable[[T], T]:
+    """Register a model: ``describe(data)`` returns a :class:`xbench.types.Network`."""
+    return lambda cls: _register("models", name, cls)
+
+
+@dataclass_transform(frozen_default=True)
+def dataset(name: str) -> Callable[[T], T]:
+    """Register a data set: ``open(data)`` returns a :class:`xbench.types.Source`."""
+    return lambda cls: _register("datasets", name, cls)
+
+
+def _register(kind: str, name: str, cls: T) -> T:
+    made: Any = validated(frozen=True, config=_STRICT)(cls)
+    made.name = name
+    file = inspect.getsourcefile(cls) or "?"
+    origin = cls.__module__ if cls.__module__.startswith("xbench.") else file
+    _add(Entry(kind, name, origin, lambda: made))
+    return made  # type: ignore[no-any-return]
+
+
+def _add(entry: Entry) -> None:
+    if not NAME.fullmatch(entry.name):
+        raise UsageError(
+            f"{entry.origin} registers {entry.kind[:-1]} {entry.name!r}; names are slash-separated "
+            f"segments of letters, digits, '.', '_' and '-'"
+        )
+    known = _entries[entry.kind].get(entry.name)
+    if known is not None and known.origin != entry.origin:
+        raise UsageError(
+            f"{entry.kind[:-1]} {entry.name!r} is provided twice, by {known.origin} and by "
+            f"{entry.origin}; rename or uninstall one of them"
+        )
+    _entries[entry.kind][entry.name] = entry
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """All entries of a kind by name; installed plug-ins are listed without being imported."""
+    if kind not in _scanned:
+        _scanned.add(kind)
+        importlib.import_module(f"xbench.{kind}")
+        for point in entry_points(group=f"xbench.{kind}"):
+            owner = point.dist.name if point.dist is not None else point.value
+            _add_plugin(kind, point.name, f"{owner} ({point.value})", point.load)
+    return dict(sorted(_entries[kind].items()))
+
+
+def _add_plugin(kind: str, name: str, origin: str, load: Callable[[], type]) -> None:
+    def loaded() -> type:
+        before = _entries[kind].pop(name)  # the module's own decorator will add it again
+        try:
+            cls = load()
+        except Exception as error:
+            _entries[kind][name] = before
+            _broken[origin] = f"{type(error).__name__}: {error}"
+            raise UsageError(
+                f"plug-in {origin} provides {kind[:-1]} {name!r} but fails to import: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        _entries[kind][name] = dataclasses.replace(before, load=lambda: cls)
+        return cls
+
+    try:
+        _add(Entry(kind, name, origin, loaded))
+    except UsageError as error:
+        _broken[origin] = str(error)
+        known = _entries[kind].get(name)
+        if known is not None:
+            message = str(error)
+
+            def refuse() -> type:
+                raise UsageError(message)
+
+            _entries[kind][name] = dataclasses.replace(known, load=refuse)
+
+
+def broken_plugins() -> dict[str, str]:
+    """Origin and error of each installed plug-in that cannot be imported or registered."""
+    for kind in KINDS:
+        for entry in entries(kind).values():
+            try:
+                entry.load()
+            except UsageError as error:
+                _broken.setdefault(entry.origin, str(error))
+    return dict(_broken)
+
+
+def load_plugin(name: str) -> None:
+    """Import a file (``my_method.py``) or a module (``my_package.methods``) of decorated classes.
+
+    Raises:
+        UsageError: if it is not there or fails to import.
+    """
+    for kind in KINDS:
+        entries(kind)  # built-ins first, so that a clash names the newcomer
+    path = Path(name)
+    try:
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise UsageError(f"plug-in file {name!r} does not exist")
+            module_name = f"xbench_plugin_{path.stem}"
+            known = sys.modules.get(module_name)
+            if known is not None and known.__file__ == str(path.resolve()):
+                return
+            spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+            if spec is None or spec.loader is None:
+                raise UsageError(f"plug-in file {name!r} cannot be read as Python")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            spec.loader.exec_module(module)
+        else:
+            importlib.import_module(name)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"plug-in {name!r} fails to import: {type(error).__name__}: {error}"
+        ) from error
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or the whole short list, for the end of a message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(wrong, known, n=2, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "; known are " + ", ".join(known) if len(known) <= 12 else ""
+
+
+def find(kind: str, name: str) -> type:
+    """The class behind a name.
+
+    Raises:
+        UsageError: if nothing has that name, or its plug-in cannot be imported.
+    """
+    known = entries(kind)
+    if name not in known:
+        raise UsageError(
+            f"unknown {kind[:-1]} {name!r}{suggestion(name, known)} "
+            f"('xbench list {kind}' shows all)"
+        )
+    return known[name].load()
+
+
+def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> Any:
+    """An entry with these hyper-parameters.
+
+    Raises:
+        UsageError: on an unknown name or key, a wrong type or a value out of range.
+    """
+    try:
+        return find(kind, name)(**tuples(dict(params or {})))
+    except ValidationError as error:
+        problems = [problem for _, problem in parameter_problems(kind, name, error)]
+        raise UsageError("; ".join(problems)) from None
+
+
+def tuples(value: Any) -> Any:
+    """YAML's lists as the tuples that hashable entries hold."""
+    if isinstance(value, list | tuple):
+        return tuple(tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return value
+
+
+def parameter_problems(kind: str, name: str, error: ValidationError) -> list[tuple[str, str]]:
+    """(key, sentence) for each problem that validation found."""
+    names = [field.name for field in fields(find(kind, name))]
+    found = []
+    for problem in error.errors():
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "unexpected_keyword_argument":
+            sentence = f"{kind[:-1]} {name!r} has no parameter {key!r}" + (
+                suggestion(key, names) if names else "; it has none"
+            )
+        elif problem["type"] in ("missing", "missing_argument"):
+            sentence = f"{kind[:-1]} {name!r} needs a value for {key!r}"
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            where = f": {key} = {problem['input']!r}" if key else ""
+            sentence = f"{kind[:-1]} {name!r}{where}: {reason[:1].lower()}{reason[1:]}"
+        found.append((key, sentence))
+    return found
+
+
+def fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    """The hyper-parameters of an entry's class."""
+    return dataclasses.fields(cls)
+
+
+def takes_a_list(cls: type, key: str) -> bool:
+    """Whether a list in YAML is one value of this field (else it is a grid of values)."""
+    return get_origin(get_type_hints(cls).get(key)) is tuple
+
+
+def parameters(entry: Any) -> dict[str, Any]:
+    """Resolved hyper-parameters, as JSON can hold them."""
+    return {field.name: getattr(entry, field.name) for field in fields(type(entry))}
+
+
+def identity(entry: Any) -> dict[str, Any]:
+    """What makes an entry's numbers: name, version (default 1) and resolved parameters."""
+    return {
+        "name": entry.name,
+        "version": getattr(entry, "version", 1),
+        "params": parameters(entry),
+    }
+
+
+def label(entry: Any) -> str:
+    """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``."""
+    changed = [
+        f"{field.name}={getattr(entry, field.name)}"
+        for field in fields(type(entry))
+        if getattr(entry, field.name) != field.default
+    ]
+    return entry.name + (f"({', '.join(changed)})" if changed else "")
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """The names that any shell pattern matches."""
+    patterns = tuple(patterns)
+    return {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
