@@ -1,0 +1,268 @@
+"""The only file with hooks or ``torch.autograd``: everything temporary enters and leaves by ``with``.
+
+The network is found again as it was: mode, ``requires_grad``, in-place flags and hooks, also after an
+error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .errors import Unsupported, UsageError
+
+_RECTIFIERS = {"ReluBackward0", "HardtanhBackward0"}
+_UNGUIDED = {
+    "LeakyReluBackward0": "a leaky ReLU",
+    "PreluKernelBackward0": "a parametric ReLU",
+    "RreluWithNoiseBackward0": "a randomised ReLU",
+    "ClampBackward0": "a clamp",
+    "ClampBackward1": "a clamp",
+    "ClampMinBackward0": "a clamp",
+    "MaximumBackward0": "a maximum",
+}
+
+
+@dataclass
+class Meter:
+    """Rows that went through a network, forward and backward, whoever sent them.
+
+    Args:
+        forward: rows forwarded, without padding.
+        backward: rows differentiated, without padding.
+        padding: rows forwarded only to fill the fixed shape.
+        retried: rows forwarded again after running out of memory.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    padding: int = 0
+    retried: int = 0
+    _share: tuple[int, int] = field(default=(1, 1), repr=False)
+
+    @contextmanager
+    def padded(self, real: int, rows: int) -> Iterator[None]:
+        """Inside, of every ``rows`` rows only ``real`` count; the others are padding."""
+        before, self._share = self._share, (real, rows)
+        try:
+            yield
+        finally:
+            self._share = before
+
+    def reset(self) -> None:
+        """Forget what was counted, such as a dry run."""
+        self.forward = self.backward = self.padding = self.retried = 0
+
+    def _count(self, module: nn.Module, args: Any, logits: Any) -> None:
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise Unsupported(
+                f"the network returns {shape}, not logits of shape (images, classes); "
+                "wrap it in a module that returns the logits alone"
+            )
+        real, rows = self._share
+        counted = logits.shape[0] * real // rows
+        self.forward += counted
+        self.padding += logits.shape[0] - counted
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: self._count_backward(counted))
+
+    def _count_backward(self, counted: int) -> None:
+        self.backward += counted
+
+
+@contextmanager
+def prepared(net: nn.Module) -> Iterator[Meter]:
+    """The network as every entry may expect it: evaluation mode, frozen, nothing in place, counted.
+
+    In-place activations would overwrite recorded feature maps, and full backward hooks refuse them.
+    """
+    meter = Meter()
+    modes = [(module, module.training) for module in net.modules()]
+    frozen = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    in_place = [module for module in net.modules() if getattr(module, "inplace", False) is True]
+    handle = net.register_forward_hook(meter._count)
+    try:
+        net.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module in in_place:
+            module.inplace = False  # type: ignore[assignment]
+        yield meter
+    finally:
+        handle.remove()
+        for module, mode in modes:
+            module.training = mode
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for module in in_place:
+            module.inplace = True  # type: ignore[assignment]
+
+
+def module_at(net: nn.Module, path: str) -> nn.Module:
+    """The module at a path such as ``layer4.1.conv2``.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    try:
+        return net.get_submodule(path)
+    except AttributeError:
+        children = ", ".join(name for name, _ in net.named_children())
+        raise UsageError(
+            f"the network has no module {path!r}; its children are {children}"
+        ) from None
+
+
+@contextmanager
+def recording(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Keeps the outputs of modules of the forward that runs inside, by path.
+
+    Where nothing before requires a gradient, the graph begins at the first recorded output: a Grad-CAM
+    of the last layer then costs the head's backward, not the whole network's.
+    """
+    kept: dict[str, Tensor] = {}
+    handles: list[RemovableHandle] = []
+
+    def keep(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
+            if not isinstance(output, Tensor):
+                raise Unsupported(f"layer {path!r} returns {type(output).__name__}, not a tensor")
+            if path in kept:
+                raise Unsupported(
+                    f"layer {path!r} is called more than once in a forward; name the module around it"
+                )
+            if torch.is_grad_enabled() and not output.requires_grad:
+                output = output.detach().requires_grad_()
+            kept[path] = output
+            return output.clone()  # a later in-place operation would overwrite what we keep
+
+        return hook
+
+    try:
+        for path in paths:
+            handles.append(module_at(net, path).register_forward_hook(keep(path)))
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def class_gradient(
+    logits: Tensor, target: Tensor, wrt: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Gradient of each image's own target logit towards each tensor of ``wrt``, same shapes.
+
+    A tensor without influence on the logit gets zeros.
+    """
+    chosen = logits.gather(1, target[:, None]).sum()
+    return torch.autograd.grad(
+        chosen, tuple(wrt), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+
+
+@dataclass
+class GuidedRule:
+    """Springenberg et al. (2015): only positive signals pass a ReLU or ReLU6 on their way back."""
+
+    calls: int = 0
+
+    def check(self, logits: Tensor, *, allow_no_relu: bool = False) -> None:
+        """Compares the graph behind the logits with the calls that were guided.
+
+        Raises:
+            Unsupported: if a rectifier escaped, or if there is none.
+        """
+        nodes = _graph_nodes(logits)
+        rectifiers = sum(nodes.get(name, 0) for name in _RECTIFIERS)
+        if rectifiers > self.calls:
+            raise Unsupported(
+                f"{rectifiers - self.calls} of {rectifiers} ReLUs are functional calls (F.relu, "
+                "torch.relu), which the guided rule cannot reach; use nn.ReLU modules built in __init__"
+            )
+        for name, words in _UNGUIDED.items():
+            if name in nodes:
+                raise Unsupported(f"the guided rule is defined for ReLU and ReLU6, not for {words}")
+        if self.calls == 0 and not allow_no_relu:
+            raise Unsupported(
+                "the network has no ReLU or ReLU6 module, so the guided gradient would be the plain "
+                "one; allow_no_relu: true accepts that"
+            )
+
+
+@contextmanager
+def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
+    """The guided rule for forwards that run inside, acting per call, so that reused modules are right."""
+    rule = GuidedRule()
+
+    def guide(module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            rule.calls += 1
+            # the whole signal that arrives at the output, from all its consumers
+            output.register_hook(lambda gradient: gradient.clamp_min(0))
+
+    handles = [
+        module.register_forward_hook(guide)
+        for module in net.modules()
+        if isinstance(module, nn.ReLU | nn.ReLU6)
+    ]
+    try:
+        yield rule
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _graph_nodes(output: Tensor) -> dict[str, int]:
+    """How often each kind of node occurs in the graph behind a tensor."""
+    counts: dict[str, int] = {}
+    seen: set[Any] = set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        counts[node.name()] = counts.get(node.name(), 0) + 1
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return counts
+
+
+def last_feature_map(net: nn.Module, inputs: Tensor) -> str | None:
+    """Path of the last module that returns feature maps larger than 1 x 1, pooling layers aside.
+
+    It is what Grad-CAM's authors and users mean by the last convolutional layer, with what follows it
+    up to the pooling. A dry run finds it; on the meta device it computes nothing.
+    """
+    found: list[str] = []
+    pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout2d)
+
+    def look(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if (
+                isinstance(output, Tensor)
+                and output.ndim == 4
+                and output.shape[-1] * output.shape[-2] > 1
+            ):
+                found.append(path)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(look(path))
+        for path, module in net.named_modules()
+        if path and not isinstance(module, pooling)
+    ]
+    try:
+        with torch.no_grad():
+            net(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[-1] if found else None

@@ -1,0 +1,482 @@
+"""Needs and the probe: how methods and metrics share passes without knowing of one another.
+
+A need is a small hashable value that knows how to compute itself from a probe and what it costs. A
+probe holds one batch and computes each need at most once. Planning, sharing and counting are this one
+dictionary, keyed by needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from . import noise
+from .autograd import Meter, class_gradient, guided_relu, recording
+from .errors import Unsupported
+from .maps import is_constant
+from .types import Batch, Model, Passes
+
+T = TypeVar("T")
+Target = Literal["predicted", "label"]
+
+
+class Need(Generic[T]):
+    """Something that can be computed once and used by many; subclass as a frozen dataclass.
+
+    ``scope`` is "batch" for what depends on model and batch alone, "map" for what depends on a
+    saliency map too.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "batch"
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        """The needs that computing this one asks for."""
+        return ()
+
+    @property
+    def rides(self) -> Hashable:
+        """The pass that it shares: needs of equal rides cost the larger of their passes, once."""
+        return self
+
+    def passes(self, model: Model) -> Passes:
+        """Forward and backward passes per image."""
+        return Passes()
+
+    def compute(self, on: Any) -> T:
+        """The value, from a Probe, or from an Explanation where ``scope`` is "map"."""
+        raise NotImplementedError
+
+
+class Method(Protocol):
+    """What is registered under ``methods``; plain plug-ins may leave out ``needs``."""
+
+    name: ClassVar[str]
+
+    def __call__(self, probe: Probe, /) -> Tensor: ...
+
+
+class Metric(Protocol):
+    """What is registered under ``metrics``."""
+
+    name: ClassVar[str]
+    better: ClassVar[Literal["higher", "lower"]]
+
+    def __call__(self, explanation: Explanation, /) -> Tensor: ...
+
+
+def needs_of(entry: object) -> tuple[Need[Any], ...]:
+    """The declared needs of a method or metric; none where it declares nothing."""
+    return tuple(getattr(entry, "needs", ()))
+
+
+def closure(needs: Iterable[Need[Any]]) -> tuple[Need[Any], ...]:
+    """These needs and all that they ask for, without duplicates, in a fixed order."""
+    found: dict[Need[Any], None] = {}
+    waiting = list(needs)
+    while waiting:
+        need = waiting.pop(0)
+        if need not in found:
+            found[need] = None
+            waiting.extend(need.needs)
+    return tuple(found)
+
+
+def cost(needs: Iterable[Need[Any]], model: Model) -> Passes:
+    """Passes per image of needs computed together: over distinct rides, the largest of each."""
+    rides: dict[Hashable, Passes] = {}
+    for need in needs:
+        rides[need.rides] = rides.get(need.rides, Passes()).together(need.passes(model))
+    total = Passes()
+    for passes in rides.values():
+        total = total.plus(passes)
+    return total
+
+
+class Probe:
+    """One model and one batch, and everything that was computed about them.
+
+    Args:
+        model: the network to be explained, inside :func:`xbench.autograd.prepared`.
+        batch: N images.
+        needs: announced needs; those that ride the clean pass are answered together. A need that
+            nobody announced is still right, in a pass of its own.
+        seed: of all noise.
+        target: the class to explain: the predicted one, the label, or one index per image (N,).
+        rows: fixed forward shape; a smaller batch is filled up with repetitions of its last image,
+            since rounding differs between batch sizes. Default: the batch's own size.
+        meter: counts the passes.
+
+    Attributes:
+        inputs: (N, 3, H, W), the images in the network's input space.
+        rows, real: N, and how many of the N are images; the others are filling.
+        chunk: rows that one masked forward takes, the same as ``rows`` until memory runs out.
+        events: what had to change on the way, such as a halved chunk.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        *,
+        needs: Iterable[Need[Any]] = (),
+        seed: int = 0,
+        target: Target | Tensor = "predicted",
+        rows: int | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self.model = model
+        self.real = len(batch.keys)
+        self.rows = self.chunk = max(rows or 0, self.real)
+        self.batch = _filled(batch, self.rows)
+        self.seed = seed
+        self.meter = meter or Meter()
+        self.events: list[str] = []
+        self.inputs = model.normalise(self.batch.images)
+        self.announced = closure(needs)
+        self._rule = _fill(target, self.rows) if isinstance(target, Tensor) else target
+        self._values: dict[Need[Any], Any] = {}
+        self._before = (self.meter.forward, self.meter.backward)
+
+    def __getitem__(self, need: Need[T]) -> T:
+        if need not in self._values:
+            with self.meter.padded(self.real, self.rows):
+                self._values[need] = need.compute(self)
+        return cast(T, self._values[need])
+
+    def explain(self, method: Method) -> Explanation:
+        """The method's maps of this batch, checked.
+
+        Raises:
+            ValueError: if the method returns another shape than (N, H, W).
+        """
+        with self.meter.padded(self.real, self.rows):
+            return Explanation(self, method(self))
+
+    @property
+    def spent(self) -> Passes:
+        """Passes per image so far, counted at the network."""
+        forward, backward = self._before
+        return Passes(
+            (self.meter.forward - forward) // self.real,
+            (self.meter.backward - backward) // self.real,
+        )
+
+    @cached_property
+    def target(self) -> Tensor:
+        """(N,) int64, the class that maps explain and metrics read."""
+        return (
+            self.target_among(self[Logits()])
+            if self._rule == "predicted"
+            else self.target_among(None)
+        )
+
+    def target_among(self, logits: Tensor | None) -> Tensor:
+        """The target under this probe's rule, given the logits of the clean images."""
+        if isinstance(self._rule, Tensor):
+            return self._rule.to(self.inputs.device)
+        if self._rule == "label":
+            return self.batch.labels
+        assert logits is not None
+        return logits.argmax(1)
+
+    @cached_property
+    def probability(self) -> Tensor:
+        """(N,) float64: softmax probability of the target on the clean image."""
+        return probability(self[Logits()], self.target)
+
+    def halve_chunk(self) -> int:
+        """After running out of memory: the new number of rows to forward at once, for the rest."""
+        self.meter.retried += self.chunk
+        self.chunk = (self.chunk + 1) // 2
+        self.events.append(f"out of memory: chunk halved to {self.chunk}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self.chunk
+
+    def normal(self, purpose: str, draw: int) -> Tensor:
+        """Standard normal noise, the shape of ``inputs``; each image has its own stream."""
+        streams = noise.stream_keys(self.seed, self.batch.keys, purpose, draw, self.inputs.device)
+        drawn = noise.normal(streams, self.inputs[0].numel())
+        return drawn.view(self.inputs.shape).to(self.inputs.dtype)
+
+    def uniform(self, purpose: str, draw: int = 0) -> Tensor:
+        """Uniform numbers in [0, 1), one per pixel, (N, H, W)."""
+        streams = noise.stream_keys(self.seed, self.batch.keys, purpose, draw, self.inputs.device)
+        height, width = self.inputs.shape[-2:]
+        return noise.uniform(streams, height * width).view(-1, height, width).to(self.inputs.dtype)
+
+    def input_gradient(self, inputs: Tensor) -> Tensor:
+        """Gradient of the target logit at other inputs (N, 3, H, W): one forward, one backward."""
+        with self.meter.padded(self.real, self.rows), torch.enable_grad():
+            inputs = inputs.detach().requires_grad_()
+            (gradient,) = class_gradient(self.model.net(inputs), self.target, (inputs,))
+        return gradient
+
+
+def probability(logits: Tensor, target: Tensor) -> Tensor:
+    """(N,) softmax probability in float64: in float32 it is 0 from a gap of 110 on."""
+    return logits.double().softmax(1).gather(1, target[:, None])[:, 0]
+
+
+def _fill(values: Tensor, rows: int) -> Tensor:
+    lack = rows - values.shape[0]
+    return torch.cat((values, values[-1:].expand(lack, *values.shape[1:]))) if lack else values
+
+
+def _filled(batch: Batch, rows: int) -> Batch:
+    lack = rows - len(batch.keys)
+    if not lack:
+        return batch
+    return replace(
+        batch,
+        images=_fill(batch.images, rows),
+        labels=_fill(batch.labels, rows),
+        keys=batch.keys + batch.keys[-1:] * lack,
+        masks=None if batch.masks is None else _fill(batch.masks, rows),
+    )
+
+
+class Explanation:
+    """A probe and one method's maps; metrics read it.
+
+    Args:
+        probe: the model and batch that the maps belong to.
+        saliency: raw maps (N, H, W), signed where the method is.
+
+    Attributes:
+        raw: the maps as they came.
+        saliency: the maps; one that is not finite is replaced by zeros here and marked in ``finite``.
+        finite: (N,) bool.
+        constant: (N,) bool, finite maps with one single value.
+
+    Raises:
+        ValueError: if the shape is not (N, H, W).
+    """
+
+    def __init__(self, probe: Probe, saliency: Tensor) -> None:
+        wanted = (probe.rows, *probe.inputs.shape[-2:])
+        if not isinstance(saliency, Tensor) or tuple(saliency.shape) != wanted:
+            got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
+            raise ValueError(
+                f"a method must return maps of shape {wanted} (N, H, W), but got {got}"
+            )
+        self.probe = probe
+        self.raw = saliency = saliency.detach()
+        self.finite = saliency.isfinite().flatten(1).all(1)
+        self.saliency = saliency.where(self.finite[:, None, None], 0)
+        self.constant = is_constant(self.saliency) & self.finite
+        self._values: dict[Need[Any], Any] = {}
+
+    def __getitem__(self, need: Need[T]) -> T:
+        if need.scope == "batch":
+            return self.probe[need]
+        if need not in self._values:
+            self._values[need] = need.compute(self)
+        return cast(T, self._values[need])
+
+
+# --- the needs that ride the clean pass -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What one forward of the clean images left behind; gradients are of the target logit."""
+
+    logits: Tensor
+    image_gradient: Tensor | None
+    activations: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CleanPass(Need[Clean]):
+    """One forward, and at most one backward towards the image and all wanted layers at once."""
+
+    image: bool = False
+    layers: tuple[str, ...] = ()
+
+    @staticmethod
+    def covering(needs: Iterable[CleanNeed[Any]], model: Model) -> CleanPass:
+        needs = tuple(needs)
+        layers = {model.layer(need.layer) for need in needs if isinstance(need, LayerGradient)}
+        return CleanPass(any(isinstance(n, ImageGradient) for n in needs), tuple(sorted(layers)))
+
+    def compute(self, on: Probe) -> Clean:
+        differentiate = self.image or bool(self.layers)
+        inputs = on.inputs.detach().requires_grad_(self.image)
+        with (
+            torch.set_grad_enabled(differentiate),
+            recording(on.model.net, self.layers) as kept,
+        ):
+            logits = on.model.net(inputs)
+            if not differentiate:
+                return Clean(logits, None, {}, {})
+            for path in self.layers:
+                if path not in kept:
+                    raise Unsupported(f"layer {path!r} takes no part in the forward")
+            wrt = ([inputs] if self.image else []) + [kept[path] for path in self.layers]
+            found = list(class_gradient(logits, on.target_among(logits.detach()), wrt))
+        image_gradient = found.pop(0) if self.image else None
+        return Clean(
+            logits.detach(),
+            image_gradient,
+            {path: kept[path].detach() for path in self.layers},
+            dict(zip(self.layers, found, strict=True)),
+        )
+
+
+class CleanNeed(Need[T]):
+    """Answered by the clean pass."""
+
+    @property
+    def rides(self) -> Hashable:
+        return CleanPass
+
+    def found(self, on: Probe) -> Clean:
+        together = [need for need in on.announced if isinstance(need, CleanNeed)]
+        return on[CleanPass.covering(together if self in together else (self,), on.model)]
+
+
+@dataclass(frozen=True)
+class Logits(CleanNeed[Tensor]):
+    """(N, K) logits of the clean images."""
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 0)
+
+    def compute(self, on: Probe) -> Tensor:
+        return self.found(on).logits
+
+
+@dataclass(frozen=True)
+class ImageGradient(CleanNeed[Tensor]):
+    """(N, 3, H, W) gradient of the target logit towards the network's input."""
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 1)
+
+    def compute(self, on: Probe) -> Tensor:
+        gradient = self.found(on).image_gradient
+        assert gradient is not None
+        return gradient
+
+
+@dataclass(frozen=True)
+class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
+    """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w)."""
+
+    layer: str = "last_conv"
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 1)
+
+    def compute(self, on: Probe) -> tuple[Tensor, Tensor]:
+        clean, path = self.found(on), on.model.layer(self.layer)
+        activation, gradient = clean.activations[path], clean.gradients[path]
+        if activation.ndim != 4:
+            raise Unsupported(
+                f"layer {path!r} returns {activation.ndim - 1} axes per image; feature maps have "
+                "3 (channels, height, width)"
+            )
+        return activation, gradient
+
+
+# --- the needs with passes of their own -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments over the samples of a sweep of gradients, each (N, 3, H, W).
+
+    ``variance`` is unbiased (divided by samples - 1); NaN for a single sample.
+    """
+
+    mean: Tensor
+    mean_absolute: Tensor
+    mean_square: Tensor
+    variance: Tensor
+
+    @staticmethod
+    def of(gradients: Iterable[Tensor]) -> Moments:
+        """Updated one sample at a time (Welford), so that memory does not grow with their number.
+
+        A plain sum of squares minus the squared sum would cancel in float32.
+        """
+        count, mean, absolute, square, spread = 0, *(torch.zeros(()) for _ in range(4))
+        for gradient in gradients:
+            if count == 0:
+                mean, absolute, square, spread = (torch.zeros_like(gradient) for _ in range(4))
+            count += 1
+            step = gradient - mean
+            mean.add_(step / count)
+            spread.addcmul_(step, gradient - mean)
+            absolute.add_((gradient.abs() - absolute) / count)
+            square.add_((gradient.square() - square) / count)
+        return Moments(mean, absolute, square, spread / (count - 1) if count > 1 else spread / 0)
+
+
+@dataclass(frozen=True)
+class NoisyGradients(Need[Moments]):
+    """Moments of input gradients under Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825).
+
+    Args:
+        noise: standard deviation as a share of each image's own range (max - min) in input space.
+            The authors of Guided AbsoluteGrad take the range of the whole batch; then a map depends
+            on its neighbours.
+        samples: draws; a larger number begins with the same draws.
+    """
+
+    noise: float
+    samples: int
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(self.samples, self.samples)
+
+    def compute(self, on: Probe) -> Moments:
+        flat = on.inputs.flatten(1)
+        sigma = (self.noise * (flat.amax(1) - flat.amin(1)))[:, None, None, None]
+        return Moments.of(
+            on.input_gradient(on.inputs + sigma * on.normal("gaussian", draw))
+            for draw in range(self.samples)
+        )
+
+
+@dataclass(frozen=True)
+class GuidedGradient(Need[Tensor]):
+    """(N, 3, H, W) input gradient under the guided rule (Springenberg et al. 2015, arXiv:1412.6806)."""
+
+    allow_no_relu: bool = False
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 1)
+
+    def compute(self, on: Probe) -> Tensor:
+        target = on.target
+        with torch.enable_grad(), guided_relu(on.model.net) as rule:
+            inputs = on.inputs.detach().requires_grad_()
+            logits = on.model.net(inputs)
+            rule.check(logits, allow_no_relu=self.allow_no_relu)
+            (gradient,) = class_gradient(logits, target, (inputs,))
+        return gradient
