@@ -1,0 +1,278 @@
+"""Masked images: keep some pixels, blend the rest into a baseline, read the target's probability.
+
+Every perturbation metric is a mask generator and a baseline behind one primitive,
+:func:`masked_probabilities`. Nearly all time of a run is spent in it. Masking commutes with
+normalisation, so it happens in the network's input space, for baselines named in pixel terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .maps import Sign, ranks, unit_range, with_sign
+from .probe import Explanation, Logits, Need, Probe, probability
+from .types import Model, Passes
+
+BaselineName = Literal["black", "mean", "white", "blur"]
+"""What masked pixels become.
+
+``black`` and ``white`` are pixel values 0 and 1, ``mean`` is the model's mean colour (zero after
+normalisation), ``blur`` the image under a Gaussian with a standard deviation of 1/16 of its shorter
+side (16 at 256 pixels, as in Guided AbsoluteGrad's insertion), cut at three of them, edges reflected.
+"""
+
+
+def baseline_image(name: BaselineName, model: Model, inputs: Tensor) -> Tensor:
+    """The baseline in network space, (1 or N, 3, H, W)."""
+    if name == "blur":
+        return gaussian_blur(inputs, sigma=min(inputs.shape[-2:]) / 16)
+    pixels = {"black": 0.0, "white": 1.0, "mean": model.channel_constant(model.mean, inputs)}[name]
+    height, width = inputs.shape[-2:]
+    return model.normalise(torch.zeros_like(inputs[:1, :, :1, :1]) + pixels).expand(
+        1, -1, height, width
+    )
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """(N, C, H, W) under a separable Gaussian, cut at 3 sigma and renormalised, edges reflected."""
+    for axis, side in ((-1, images.shape[-1]), (-2, images.shape[-2])):
+        radius = min(round(3 * sigma), side - 1)  # reflection needs a radius below the side
+        at = torch.arange(-radius, radius + 1, dtype=torch.float64, device=images.device)
+        kernel = torch.exp(-at.square() / (2 * sigma * sigma))
+        kernel = (kernel / kernel.sum()).to(images.dtype)
+        flat = images.flatten(0, 1)[:, None]
+        if axis == -1:
+            padded = functional.pad(flat, (radius, radius, 0, 0), mode="reflect")
+            blurred = functional.conv2d(padded, kernel.view(1, 1, 1, -1))
+        else:
+            padded = functional.pad(flat, (0, 0, radius, radius), mode="reflect")
+            blurred = functional.conv2d(padded, kernel.view(1, 1, -1, 1))
+        images = blurred.view(images.shape)
+    return images
+
+
+def masked_probabilities(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Tensor:
+    """Target probability of each image under each mask, (N, S) float64.
+
+    The chunk that is forwarded has the probe's fixed shape; it is filled across images and steps, and
+    nothing larger is ever held. Out of memory halves the chunk and goes on; the probe's ``events`` say
+    so, since the forward shape then changed. Filling rows of the probe are not forwarded: NaN.
+
+    Args:
+        masks: yields (N, s, H, W), bool or in [0, 1], a few steps at a time; 1 keeps the pixel.
+        baseline: (1 or N, 3, H, W) in network space, what masked pixels become.
+    """
+    target = probe.target[
+        : probe.real
+    ]  # asked for here: inside inference mode it could not be computed
+    with torch.inference_mode():
+        rows = _masked_rows(probe, masks, baseline.expand(probe.rows, -1, -1, -1))
+        found = torch.cat(list(_forward(probe, ((images, target) for images in rows))))
+    steps = found.shape[0] // probe.real
+    scores = found.new_full((probe.rows, steps), torch.nan)
+    scores[: probe.real] = found.view(steps, probe.real).T
+    return scores
+
+
+def _masked_rows(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Iterator[Tensor]:
+    """(real, 3, H, W) blended images, step after step, the probe's filling left out."""
+    images, baseline = probe.inputs[: probe.real], baseline[: probe.real]
+    for block in masks:
+        for mask in block[: probe.real].unbind(1):
+            mask = mask[:, None]
+            if mask.dtype == torch.bool:
+                yield torch.where(mask, images, baseline)
+            else:  # lerp is exact at 0 and 1
+                yield torch.lerp(baseline, images, mask.to(images.dtype))
+
+
+def _forward(probe: Probe, pieces: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """Probabilities of rows that arrive in any portions, forwarded in chunks of the fixed shape."""
+    images: Tensor | None = None
+    for more_images, more_target in pieces:
+        if images is None:
+            images, target = more_images, more_target
+        else:
+            images, target = torch.cat((images, more_images)), torch.cat((target, more_target))
+        while images.shape[0] >= probe.rows:
+            yield _chunk(probe, images[: probe.rows], target[: probe.rows])
+            images, target = images[probe.rows :], target[probe.rows :]
+        if not images.shape[0]:
+            images = None
+    if images is not None:
+        yield _chunk(probe, images, target)
+
+
+def _chunk(probe: Probe, images: Tensor, target: Tensor) -> Tensor:
+    """Probabilities (rows,) of one chunk, padded with zeros up to the fixed shape."""
+    real = images.shape[0]
+    size = probe.chunk
+    found = []
+    while real:
+        part = images[:size]
+        rows = part.shape[0]
+        lack = size - rows
+        padded = torch.cat((part, part.new_zeros(lack, *part.shape[1:]))) if lack else part
+        try:
+            with probe.meter.padded(rows, size):
+                logits = probe.model.net(padded)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = probe.halve_chunk()
+            continue
+        found.append(probability(logits[:rows], target[:rows]))
+        images, target = images[rows:], target[rows:]
+        real -= rows
+    return torch.cat(found)
+
+
+# --- needs -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaselineImage(Need[Tensor]):
+    """The baseline of this batch in network space, (1 or N, 3, H, W)."""
+
+    baseline: BaselineName
+
+    def compute(self, on: Probe) -> Tensor:
+        return baseline_image(self.baseline, on.model, on.inputs)
+
+
+@dataclass(frozen=True)
+class BaselineProbability(Need[Tensor]):
+    """(N,) target probability on the baseline alone: the empty end of every curve."""
+
+    baseline: BaselineName
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline))
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 0)
+
+    def compute(self, on: Probe) -> Tensor:
+        nothing = torch.zeros(
+            on.rows, 1, *on.inputs.shape[-2:], dtype=torch.bool, device=on.inputs.device
+        )
+        return masked_probabilities(on, [nothing], on[BaselineImage(self.baseline)])[:, 0]
+
+
+@dataclass(frozen=True)
+class Permutation(Need[Tensor]):
+    """(N, H * W), one permutation of the pixels per image, the same for all methods: breaks ties."""
+
+    def compute(self, on: Probe) -> Tensor:
+        # 24-bit numbers may repeat; the stable sort then keeps raster order among those few
+        return on.uniform("ties").flatten(1).argsort(dim=1, stable=True)
+
+
+@dataclass(frozen=True)
+class MaskedProbability(Need[Tensor]):
+    """(N,) target probability on the image times its map in [0, 1], blended into the baseline."""
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    baseline: BaselineName
+    sign: Sign
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline))
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 0)
+
+    def compute(self, on: Explanation) -> Tensor:
+        mask = unit_range(with_sign(on.saliency, self.sign))[:, None]
+        return masked_probabilities(on.probe, [mask], on[BaselineImage(self.baseline)])[:, 0]
+
+
+@dataclass(frozen=True)
+class Curve(Need[Tensor]):
+    """(N, steps + 1) target probability as pixels come or go, most salient first.
+
+    Both ends are the same for all methods, so they are forwarded once per batch: a map costs
+    ``steps - 1`` forwards.
+
+    Args:
+        keep: "salient" starts from the baseline and shows the most salient pixels first; "rest" starts
+            from the image and removes them first.
+        steps: points after the first. Step k acts on ``counts(...)[k]`` pixels.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    keep: Literal["salient", "rest"]
+    baseline: BaselineName
+    steps: int
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineProbability(self.baseline), Permutation())
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(self.steps - 1, 0)
+
+    def counts(self, pixels: int) -> list[int]:
+        """Pixels that have changed after each step, from none to all."""
+        return [round(pixels * step / self.steps) for step in range(self.steps + 1)]
+
+    def compute(self, on: Explanation) -> Tensor:
+        place = ranks(on.saliency, on[Permutation()])[:, None]
+        inner = self.counts(place[0].numel())[1:-1]
+        masks = (place < count if self.keep == "salient" else place >= count for count in inner)
+        empty, full = on[BaselineProbability(self.baseline)], on.probe.probability
+        ends = (empty, full) if self.keep == "salient" else (full, empty)
+        middle = (
+            [masked_probabilities(on.probe, masks, on[BaselineImage(self.baseline)])]
+            if inner
+            else []
+        )
+        return torch.cat((ends[0][:, None], *middle, ends[1][:, None]), dim=1)
+
+
+@dataclass(frozen=True)
+class Recovered(Need[tuple[Tensor, Tensor]]):
+    """Partitions of a map's most salient pixels, for RCAP: (share of saliency, probability), (N, S).
+
+    With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic of
+    rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the maximum
+    where the threshold is the maximum. All else is baseline.
+
+    Args:
+        percents: recovered shares of the pixels, in percent.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    baseline: BaselineName
+    sign: Sign
+    percents: tuple[int, ...]
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline))
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(len(self.percents), 0)
+
+    def compute(self, on: Explanation) -> tuple[Tensor, Tensor]:
+        saliency = unit_range(with_sign(on.saliency, self.sign))
+        flat = saliency.flatten(1)
+        ascending = flat.sort(dim=1).values
+        pixels, top = flat.shape[1], ascending[:, -1:]
+        places = [max(pixels * (100 - percent) // 100, 1) - 1 for percent in self.percents]
+        threshold = ascending[:, places]  # (N, S)
+        threshold = torch.where(threshold == top, top.nextafter(top - 1), threshold)
+        chosen = flat[:, None] > threshold[..., None]  # (N, S, H * W)
+        mass = flat.double()
+        total = mass.sum(1, keepdim=True)
+        share = (mass[:, None] * chosen).sum(2) / total.where(total > 0, 1)
+        masks = chosen.view(*chosen.shape[:2], *saliency.shape[1:])
+        return share, masked_probabilities(on.probe, [masks], on[BaselineImage(self.baseline)])

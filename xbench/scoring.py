@@ -1,0 +1,46 @@
+"""From a metric and an explanation to one value and one status per image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from .probe import Explanation
+
+
+def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
+    """(value, status) of each image, without the probe's filling.
+
+    ``ok``, or ``degenerate``: scored, but the map is constant. ``failed: nonfinite``: the map holds NaN
+    or infinity and is not scored. A value of NaN is a metric's word for "undefined here": its status is
+    the metric's ``undefined``, or ``failed: nonfinite score`` where it declares none.
+
+    Raises:
+        ValueError: if the metric does not return one score per image.
+    """
+    probe = explanation.probe
+    values = metric(explanation)
+    if not isinstance(values, Tensor) or tuple(values.shape) != (probe.rows,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"metric {metric.name!r} must return one score per image, shape ({probe.rows},), but got {got}"
+        )
+    undefined = getattr(metric, "undefined", "failed: nonfinite score")
+    outcomes = []
+    for value, finite, constant in zip(
+        values.detach().double()[: probe.real].tolist(),
+        explanation.finite.tolist(),
+        explanation.constant.tolist(),
+        strict=False,
+    ):
+        if not finite:
+            outcomes.append((math.nan, "failed: nonfinite"))
+        elif math.isnan(value):
+            outcomes.append((math.nan, undefined))
+        elif math.isinf(value):
+            outcomes.append((math.nan, "failed: nonfinite score"))
+        else:
+            outcomes.append((value, "degenerate" if constant else "ok"))
+    return outcomes
