@@ -1,0 +1,105 @@
+"""The models that suites can name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from ..errors import UsageError
+from ..registry import model, suggestion
+from ..types import Network
+from . import resnet, torchvision
+
+Colour = tuple[float, float, float]
+
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+
+
+@model("shapes/resnet")
+class ShapesResNet:
+    """The small ResNet that ships with xbench, trained on the data set ``shapes``.
+
+    ``benchmarks/training/shapes.py`` is the command that trained it.
+    """
+
+    version: ClassVar[int] = 1
+
+    def describe(self, data: Path | None) -> Network:
+        return Network(
+            build=resnet.shapes_resnet,
+            weights=Path(__file__).parent.parent / "weights" / "shapes_resnet.safetensors",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            layers={"last_conv": "layer3"},
+            identity={"architecture": "shapes_resnet"},
+        )
+
+
+_OWN: dict[str, Callable[[int], nn.Module]] = {
+    "resnet20": resnet.resnet20,
+    "resnet56": resnet.resnet56,
+}
+
+
+@model("checkpoint")
+class Checkpoint:
+    """An architecture with weights from a file.
+
+    Args:
+        architecture: ``resnet20`` or ``resnet56`` (CIFAR's, 32 x 32), or ``torchvision/<name>`` for
+            any classifier of torchvision, such as ``torchvision/mobilenet_v2``.
+        weights: safetensors, or a ``.pt`` file of tensors alone; a relative path is looked for in the
+            data directory, then in the working directory.
+        classes: outputs of the last layer.
+        mean, std: per channel on the [0, 1] scale; ImageNet's by default.
+        padding: "same_tensorflow" pads strided 3 x 3 convolutions as TensorFlow does (nothing at the
+            left and top, one at the right and bottom), which networks converted from there need.
+
+    Raises:
+        UsageError: on an unknown architecture.
+    """
+
+    architecture: str
+    weights: str
+    classes: int = 1000
+    mean: Colour = IMAGENET_MEAN
+    std: Colour = IMAGENET_STD
+    padding: Literal["symmetric", "same_tensorflow"] = "symmetric"
+    version: ClassVar[int] = 1
+
+    def describe(self, data: Path | None) -> Network:
+        return Network(
+            build=self._builder(),
+            weights=_locate(self.weights, data),
+            mean=self.mean,
+            std=self.std,
+            layers={},
+            identity={
+                "architecture": self.architecture,
+                "classes": self.classes,
+                "padding": self.padding,
+            },
+        )
+
+    def _builder(self) -> Callable[[], nn.Module]:
+        known = {**_OWN, **torchvision.architectures()}
+        if self.architecture not in known:
+            raise UsageError(
+                f"unknown architecture {self.architecture!r}{suggestion(self.architecture, known)}"
+            )
+        make = known[self.architecture]
+
+        def build() -> nn.Module:
+            net = make(self.classes)
+            return torchvision.pad_like_tensorflow(net) if self.padding != "symmetric" else net
+
+        return build
+
+
+def _locate(path: str, data: Path | None) -> Path:
+    inside = data / path if data is not None else None
+    return inside if inside is not None and inside.is_file() else Path(path)
