@@ -1,0 +1,346 @@
+"""From a YAML file to a suite: every name and hyper-parameter resolved before a weight is touched."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import registry
+from .document import Document, parse
+from .errors import SuiteError, UsageError
+
+MAX_CELLS = 1_000_000
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class RunOptions(BaseModel):
+    """Conditions of a run: none of them changes a number beyond rounding.
+
+    Args:
+        images: of every data set, in the fixed order of selection; None takes what each entry says.
+        device: "auto" is the first GPU if there is one, else the CPU.
+        batch_size: rows of every forward; "auto" is 32 on a CPU, 128 on a GPU, at most ``slice``.
+        workers: processes; "auto" is one per CPU core or GPU, at most one per unit of work.
+        slice: images of a unit of work, which is what a kill can cost at most.
+    """
+
+    model_config = _STRICT
+
+    images: Count | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    batch_size: Count | Literal["auto"] = "auto"
+    workers: Count | Literal["auto"] = "auto"
+    slice: Count = 64
+
+
+class _Exclude(BaseModel):
+    model_config = _STRICT
+    dataset: str = "*"
+    model: str = "*"
+    method: str = "*"
+    metric: str = "*"
+
+
+class _File(BaseModel):
+    model_config = _STRICT
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    target: Literal["predicted", "label"] = "predicted"
+    datasets: Annotated[list[Any], Field(min_length=1)]
+    models: Annotated[list[Any], Field(min_length=1)]
+    methods: Annotated[list[Any], Field(min_length=1)]
+    metrics: Annotated[list[Any], Field(min_length=1)]
+    exclude: list[_Exclude] = []
+    run: RunOptions = RunOptions()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a suite, as plain data: hashable, and cheap to send to a worker.
+
+    Args:
+        kind: "datasets", "models", "methods" or "metrics".
+        name: registered name.
+        params: resolved hyper-parameters, sorted.
+        label: what tables call it; not part of its identity.
+        images: of a data set, how many; None for all.
+    """
+
+    kind: str
+    name: str
+    params: tuple[tuple[str, Any], ...]
+    label: str
+    images: int | None = None
+
+    def make(self) -> Any:
+        """The entry itself."""
+        return registry.make(self.kind, self.name, dict(self.params))
+
+    def identity(self) -> dict[str, Any]:
+        return registry.identity(self.make())
+
+    def matches(self, pattern: str) -> bool:
+        return bool(registry.matching((self.name, self.label), (pattern,)))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A product of data sets, models, methods and metrics, and how to run it."""
+
+    name: str
+    seed: int
+    target: Literal["predicted", "label"]
+    datasets: tuple[Choice, ...]
+    models: tuple[Choice, ...]
+    methods: tuple[Choice, ...]
+    metrics: tuple[Choice, ...]
+    exclude: tuple[Mapping[str, str], ...] = ()
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def excludes(self, dataset: Choice, model: Choice, method: Choice, metric: Choice) -> bool:
+        chosen = {"dataset": dataset, "model": model, "method": method, "metric": metric}
+        return any(
+            all(chosen[kind].matches(pattern) for kind, pattern in rule.items())
+            for rule in self.exclude
+        )
+
+    def narrowed(self, **patterns: Sequence[str]) -> Suite:
+        """Only the entries of a kind that a shell pattern matches, by name or label.
+
+        Raises:
+            UsageError: if a pattern matches nothing.
+        """
+        kept: dict[str, Any] = {}
+        for kind, wanted in patterns.items():
+            choices: tuple[Choice, ...] = getattr(self, kind)
+            for pattern in wanted:
+                if not any(choice.matches(pattern) for choice in choices):
+                    known = {choice.name for choice in choices}
+                    raise UsageError(
+                        f"--{kind} {pattern!r} matches nothing in suite {self.name!r}"
+                        f"{registry.suggestion(pattern, known)}"
+                    )
+            if wanted:
+                kept[kind] = tuple(c for c in choices if any(c.matches(p) for p in wanted))
+        return replace(self, **kept)
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that was decided, as JSON can hold it."""
+
+        def plain(choice: Choice) -> dict[str, Any]:
+            more = {"images": choice.images} if choice.kind == "datasets" else {}
+            return {"name": choice.name, "label": choice.label, **more, **dict(choice.params)}
+
+        kinds = ("datasets", "models", "methods", "metrics")
+        return {
+            "version": 1,
+            "name": self.name,
+            "seed": self.seed,
+            "target": self.target,
+            **{kind: [plain(choice) for choice in getattr(self, kind)] for kind in kinds},
+            "exclude": [dict(rule) for rule in self.exclude],
+            "run": self.run.model_dump(),
+        }
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+# --- where suites come from --------------------------------------------------------------------------
+
+
+def builtin_suites() -> dict[str, Path]:
+    """The suites that ship with xbench, by name."""
+    here = Path(__file__).parent
+    homes = (here / "benchmarks", here.parent / "benchmarks")  # installed; in a source tree
+    home = next((folder for folder in homes if folder.is_dir()), homes[0])
+    return {path.stem: path for path in sorted(home.glob("*.yaml"))}
+
+
+def read_suite(name: str) -> Document:
+    """A built-in suite by name, or a file by path.
+
+    Raises:
+        UsageError: if there is neither, or the file cannot be read.
+        SuiteError: if it is not YAML.
+    """
+    known = builtin_suites()
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise UsageError(
+            f"there is no suite {name!r}: neither a built-in name nor a file"
+            f"{registry.suggestion(name, known)}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"suite {path} cannot be read: {error}") from None
+    return parse(text, os.fspath(path) if name not in known else f"{name} (built in)")
+
+
+# --- from document to suite --------------------------------------------------------------------------
+
+
+def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> Suite:
+    """The suite in a document.
+
+    Args:
+        document: parsed YAML.
+        settings: (dotted key, value) pairs that override it, such as ``("run.slice", 32)``.
+
+    Raises:
+        SuiteError: with every problem that was found, each with its place.
+    """
+    value = document.value
+    if not isinstance(value, dict):
+        raise SuiteError(
+            [f"{document.source}: a suite is a mapping with version, name, datasets, ..."]
+        )
+    for key, setting in settings:
+        value = _with(value, key.split("."), setting, key)
+    try:
+        file = _File.model_validate(value)
+    except ValidationError as error:
+        raise SuiteError([_sentence(document, problem) for problem in error.errors()]) from None
+    reader = _Reader(document)
+    chosen = {
+        kind: reader.choices(kind, getattr(file, kind))
+        for kind in ("datasets", "models", "methods", "metrics")
+    }
+    if reader.problems:
+        raise SuiteError(reader.problems)
+    cells = 1
+    for choices in chosen.values():
+        cells *= len(choices)
+    if cells > MAX_CELLS:
+        raise SuiteError([f"{document.source}: {cells:,} cells; at most {MAX_CELLS:,} are allowed"])
+    if file.run.images is not None:
+        chosen["datasets"] = tuple(
+            replace(choice, images=file.run.images) for choice in chosen["datasets"]
+        )
+    return Suite(
+        name=file.name,
+        seed=file.seed,
+        target=file.target,
+        exclude=tuple(rule.model_dump() for rule in file.exclude),
+        run=file.run,
+        **chosen,
+    )
+
+
+def _with(value: Any, path: Sequence[str], setting: Any, key: str) -> Any:
+    if not path:
+        return setting
+    step: Any = int(path[0]) if isinstance(value, list) and path[0].isdigit() else path[0]
+    if isinstance(value, list) and isinstance(step, int) and step < len(value):
+        changed: Any = list(value)
+        if isinstance(changed[step], str):
+            changed[step] = {"name": changed[step]}
+        changed[step] = _with(changed[step], path[1:], setting, key)
+        return changed
+    if isinstance(value, dict):
+        return {**value, step: _with(value.get(step, {}), path[1:], setting, key)}
+    raise UsageError(f"--set {key}: there is no such place in the suite")
+
+
+def _sentence(document: Document, problem: Any) -> str:
+    path = tuple(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model = RunOptions if path[0] == "run" else _Exclude if path[0] == "exclude" else _File
+        hint = registry.suggestion(str(path[-1]), model.model_fields)
+        return f"{document.place(path)}: unknown key {path[-1]!r}{hint}"
+    if problem["type"] == "missing":
+        return f"{document.place(path[:-1])}: key {path[-1]!r} is missing"
+    reason = problem["msg"]
+    return (
+        f"{document.place(path)}: {reason[:1].lower()}{reason[1:]}, but found {problem['input']!r}"
+    )
+
+
+class _Reader:
+    """Turns the items of a suite into choices and collects every problem on the way."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[str] = []
+
+    def choices(self, kind: str, items: Sequence[Any]) -> tuple[Choice, ...]:
+        found: dict[str, Choice] = {}
+        for at, item in enumerate(items):
+            for choice in self._item(kind, item, (kind, at)):
+                twin = found.setdefault(choice.label, choice)
+                if twin is not choice:
+                    same = "is listed twice" if twin == choice else "is the label of two entries"
+                    self._problem((kind, at), f"{choice.label!r} {same}; labels must differ")
+        return tuple(found.values())
+
+    def _problem(self, path: tuple[str | int, ...], sentence: str) -> None:
+        self.problems.append(f"{self.document.place(path)}: {sentence}")
+
+    def _item(self, kind: str, item: Any, path: tuple[str | int, ...]) -> list[Choice]:
+        params = {"name": item} if isinstance(item, str) else item
+        if not isinstance(params, dict) or not isinstance(params.get("name"), str):
+            self._problem(path, "write a name, or a mapping with a key 'name'")
+            return []
+        params = dict(params)
+        name = params.pop("name")
+        label = self._common(params, "label", str, path)
+        images = self._common(params, "images", int, path) if kind == "datasets" else None
+        try:
+            cls = registry.find(kind, name)
+        except UsageError as error:
+            self._problem((*path, "name") if isinstance(item, dict) else path, str(error))
+            return []
+        made = []
+        for point in _grid(params, lambda key: registry.takes_a_list(cls, key)):
+            try:
+                entry = cls(**registry.tuples(point))
+            except ValidationError as error:
+                for key, sentence in registry.parameter_problems(kind, name, error):
+                    self._problem((*path, key), sentence)
+                return []
+            made.append(
+                Choice(
+                    kind,
+                    name,
+                    tuple(sorted(registry.parameters(entry).items())),
+                    label or registry.label(entry),
+                    images,
+                )
+            )
+        if label and len(made) > 1:
+            self._problem(path, f"label {label!r} is given to a grid of {len(made)} entries")
+        return made
+
+    def _common(self, params: dict[str, Any], key: str, kind: type, path: Any) -> Any:
+        value = params.pop(key, None)
+        wrong = value is not None and (not isinstance(value, kind) or isinstance(value, bool))
+        if wrong or (kind is int and value is not None and value < 1):
+            self._problem((*path, key), f"{key} must be {kind.__name__}, but found {value!r}")
+            return None
+        return value
+
+
+def _grid(params: Mapping[str, Any], is_value: Callable[[str], bool]) -> Iterable[dict[str, Any]]:
+    """A list where a field takes one value is a grid; for a field of lists, a list of lists is."""
+
+    def values(key: str, value: Any) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            return [value]
+        return value if not is_value(key) or isinstance(value[0], list) else [value]
+
+    for point in itertools.product(*(values(key, value) for key, value in params.items())):
+        yield dict(zip(params, point, strict=True))
