@@ -1,8 +1,8 @@
 """xbench: evaluate explanations of image classifiers.
 
-Three functions for notebooks (:func:`attribute`, :func:`score`, :func:`evaluate`), four decorators for
-plug-ins (:func:`method`, :func:`metric`, :func:`model`, :func:`dataset`), and the types that they meet.
-Names are loaded on first use, so that importing the package costs nothing.
+Three functions for notebooks (:func:`attribute`, :func:`score`, :func:`evaluate`), four decorators
+for plug-ins (:func:`method`, :func:`metric`, :func:`model`, :func:`dataset`), and the types that
+they meet. Names are loaded on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

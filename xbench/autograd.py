@@ -1,12 +1,13 @@
-"""The only file with hooks or ``torch.autograd``: everything temporary enters and leaves by ``with``.
+"""The only file with hooks or ``torch.autograd``: everything temporary enters and leaves by
+``with``.
 
-The network is found again as it was: mode, ``requires_grad``, in-place flags and hooks, also after an
-error.
+The network is found again as it was: mode, ``requires_grad``, in-place flags and hooks, also after
+an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,10 +72,14 @@ class Meter:
         self.forward += counted
         self.padding += logits.shape[0] - counted
         if logits.requires_grad:
-            logits.register_hook(lambda gradient: self._count_backward(counted))
+            _on_gradient(logits, lambda gradient: self._count_backward(counted))
 
     def _count_backward(self, counted: int) -> None:
         self.backward += counted
+
+
+def _on_gradient(tensor: Tensor, act: Callable[[Tensor], Tensor | None]) -> None:
+    tensor.register_hook(act)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -124,7 +129,8 @@ def module_at(net: nn.Module, path: str) -> nn.Module:
 def recording(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Keeps the outputs of modules of the forward that runs inside, by path.
 
-    Where nothing before requires a gradient, the graph begins at the first recorded output: a Grad-CAM
+    Where nothing before requires a gradient, the graph begins at the first recorded output: a
+        Grad-CAM
     of the last layer then costs the head's backward, not the whole network's.
     """
     kept: dict[str, Tensor] = {}
@@ -136,18 +142,23 @@ def recording(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
                 raise Unsupported(f"layer {path!r} returns {type(output).__name__}, not a tensor")
             if path in kept:
                 raise Unsupported(
-                    f"layer {path!r} is called more than once in a forward; name the module around it"
+                    f"layer {path!r} is called more than once in a forward; "
+                    "name the module around it"
                 )
             if torch.is_grad_enabled() and not output.requires_grad:
                 output = output.detach().requires_grad_()
             kept[path] = output
-            return output.clone()  # a later in-place operation would overwrite what we keep
+            passed: Tensor = (
+                output.clone()
+            )  # a later in-place operation would overwrite what we keep
+            return passed
 
         return hook
 
     try:
         for path in paths:
-            handles.append(module_at(net, path).register_forward_hook(keep(path)))
+            module = module_at(net, path)
+            handles.append(module.register_forward_hook(keep(path)))
         yield kept
     finally:
         for handle in handles:
@@ -184,28 +195,31 @@ class GuidedRule:
         if rectifiers > self.calls:
             raise Unsupported(
                 f"{rectifiers - self.calls} of {rectifiers} ReLUs are functional calls (F.relu, "
-                "torch.relu), which the guided rule cannot reach; use nn.ReLU modules built in __init__"
+                "torch.relu), which the guided rule cannot reach; use nn.ReLU modules built in "
+                "__init__"
             )
         for name, words in _UNGUIDED.items():
             if name in nodes:
                 raise Unsupported(f"the guided rule is defined for ReLU and ReLU6, not for {words}")
         if self.calls == 0 and not allow_no_relu:
             raise Unsupported(
-                "the network has no ReLU or ReLU6 module, so the guided gradient would be the plain "
-                "one; allow_no_relu: true accepts that"
+                "the network has no ReLU or ReLU6 module, so the guided gradient would be the "
+                "plain one; allow_no_relu: true accepts that"
             )
 
 
 @contextmanager
 def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
-    """The guided rule for forwards that run inside, acting per call, so that reused modules are right."""
+    """The guided rule for forwards that run inside, acting per call, so that reused modules are
+    right.
+    """
     rule = GuidedRule()
 
     def guide(module: nn.Module, args: Any, output: Tensor) -> None:
         if output.requires_grad:
             rule.calls += 1
             # the whole signal that arrives at the output, from all its consumers
-            output.register_hook(lambda gradient: gradient.clamp_min(0))
+            _on_gradient(output, lambda gradient: gradient.clamp_min(0))
 
     handles = [
         module.register_forward_hook(guide)
@@ -237,8 +251,8 @@ def _graph_nodes(output: Tensor) -> dict[str, int]:
 def last_feature_map(net: nn.Module, inputs: Tensor) -> str | None:
     """Path of the last module that returns feature maps larger than 1 x 1, pooling layers aside.
 
-    It is what Grad-CAM's authors and users mean by the last convolutional layer, with what follows it
-    up to the pooling. A dry run finds it; on the meta device it computes nothing.
+    It is what Grad-CAM's authors and users mean by the last convolutional layer, with what follows
+    it up to the pooling. A dry run finds it; on the meta device it computes nothing.
     """
     found: list[str] = []
     pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout2d)

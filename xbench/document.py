@@ -1,7 +1,8 @@
 """A YAML document with the place of every value, read without running anything.
 
-Suites may come from strangers. Size, depth and aliases are limited before anything is built, duplicate
-keys are refused (PyYAML keeps the last in silence), and every parser error becomes one sentence.
+Suites may come from strangers. Size, depth and aliases are limited before anything is built,
+duplicate keys are refused (PyYAML keeps the last in silence), and every parser error becomes one
+sentence.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def parse(text: str, source: str) -> Document:
             value = _Builder(loader, document).build(root, ()) if root is not None else None
             return Document(value, source, document.lines)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -103,7 +104,7 @@ class _Builder:
             return [self.build(item, (*path, at)) for at, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
-        return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return self.loader.construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         found: dict[str, Any] = {}

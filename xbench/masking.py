@@ -24,7 +24,8 @@ BaselineName = Literal["black", "mean", "white", "blur"]
 
 ``black`` and ``white`` are pixel values 0 and 1, ``mean`` is the model's mean colour (zero after
 normalisation), ``blur`` the image under a Gaussian with a standard deviation of 1/16 of its shorter
-side (16 at 256 pixels, as in Guided AbsoluteGrad's insertion), cut at three of them, edges reflected.
+side (16 at 256 pixels, as in Guided AbsoluteGrad's insertion), cut at three of them, edges
+reflected.
 """
 
 
@@ -32,7 +33,8 @@ def baseline_image(name: BaselineName, model: Model, inputs: Tensor) -> Tensor:
     """The baseline in network space, (1 or N, 3, H, W)."""
     if name == "blur":
         return gaussian_blur(inputs, sigma=min(inputs.shape[-2:]) / 16)
-    pixels = {"black": 0.0, "white": 1.0, "mean": model.channel_constant(model.mean, inputs)}[name]
+    colours = {"black": (0.0,), "white": (1.0,), "mean": model.mean}
+    pixels = model.channel_constant(colours[name], inputs)
     height, width = inputs.shape[-2:]
     return model.normalise(torch.zeros_like(inputs[:1, :, :1, :1]) + pixels).expand(
         1, -1, height, width
@@ -60,9 +62,10 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 def masked_probabilities(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Tensor:
     """Target probability of each image under each mask, (N, S) float64.
 
-    The chunk that is forwarded has the probe's fixed shape; it is filled across images and steps, and
-    nothing larger is ever held. Out of memory halves the chunk and goes on; the probe's ``events`` say
-    so, since the forward shape then changed. Filling rows of the probe are not forwarded: NaN.
+    The chunk that is forwarded has the probe's fixed shape; it is filled across images and steps,
+    and nothing larger is ever held. Out of memory halves the chunk and goes on; the probe's
+    ``events`` say so, since the forward shape then changed. Filling rows of the probe are not
+    forwarded: NaN.
 
     Args:
         masks: yields (N, s, H, W), bool or in [0, 1], a few steps at a time; 1 keeps the pixel.
@@ -133,7 +136,7 @@ def _chunk(probe: Probe, images: Tensor, target: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-# --- needs -------------------------------------------------------------------------------------------
+# --- needs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,9 @@ class BaselineProbability(Need[Tensor]):
 
 @dataclass(frozen=True)
 class Permutation(Need[Tensor]):
-    """(N, H * W), one permutation of the pixels per image, the same for all methods: breaks ties."""
+    """(N, H * W), one permutation of the pixels per image, the same for all methods: breaks
+    ties.
+    """
 
     def compute(self, on: Probe) -> Tensor:
         # 24-bit numbers may repeat; the stable sort then keeps raster order among those few
@@ -203,8 +208,8 @@ class Curve(Need[Tensor]):
     ``steps - 1`` forwards.
 
     Args:
-        keep: "salient" starts from the baseline and shows the most salient pixels first; "rest" starts
-            from the image and removes them first.
+        keep: "salient" starts from the baseline and shows the most salient pixels first; "rest"
+            starts from the image and removes them first.
         steps: points after the first. Step k acts on ``counts(...)[k]`` pixels.
     """
 
@@ -240,11 +245,12 @@ class Curve(Need[Tensor]):
 
 @dataclass(frozen=True)
 class Recovered(Need[tuple[Tensor, Tensor]]):
-    """Partitions of a map's most salient pixels, for RCAP: (share of saliency, probability), (N, S).
+    """Partitions of a map's most salient pixels, for RCAP: (share of saliency, probability), (N,
+    S).
 
-    With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic of
-    rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the maximum
-    where the threshold is the maximum. All else is baseline.
+    With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic
+    of rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the
+    maximum where the threshold is the maximum. All else is baseline.
 
     Args:
         percents: recovered shares of the pixels, in percent.

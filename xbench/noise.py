@@ -1,10 +1,10 @@
 """Random numbers that belong to an image, not to a batch.
 
-``torch.Generator().manual_seed`` keeps only the low 32 bits of a seed on the CPU, its streams differ
-between devices, and one draw for a batch depends on the image's place in it. Here every number is a
-function of (seed, image key, purpose, draw, position): a 64-bit key from BLAKE2b counts through
-SplitMix64 (Steele, Lea, Flood 2014), in plain integer operations that give the same bits on every
-device. Normals follow by Box-Muller.
+``torch.Generator().manual_seed`` keeps only the low 32 bits of a seed on the CPU, its streams
+differ between devices, and one draw for a batch depends on the image's place in it. Here every
+number is a function of (seed, image key, purpose, draw, position): a 64-bit key from BLAKE2b counts
+through SplitMix64 (Steele, Lea, Flood 2014), in plain integer operations that give the same bits on
+every device. Normals follow by Box-Muller.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""From a suite to cells and units of work, with their cost in passes. No weight is read, only hashed."""
+"""From a suite to cells and units of work, with their cost in passes. No weight is read, only
+hashed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,8 +56,8 @@ class Job:
         data: data directory.
         store, group: where the part file goes.
         number: of the slice.
-        portions: cells, as (id, method, metric), with the images that lack just these, as (position in
-            the data set, key).
+        portions: cells, as (id, method, metric), with the images that lack just these, as (position
+            in the data set, key).
     """
 
     dataset: Choice
@@ -268,8 +269,8 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
 
 
 def select(source: Source, count: int | None, name: str) -> tuple[tuple[int, str], ...]:
-    """The first ``count`` images in the order of a hash of their ids: nested for growing counts, and
-    mixed over classes where files are sorted by class.
+    """The first ``count`` images in the order of a hash of their ids: nested for growing counts,
+    and mixed over classes where files are sorted by class.
 
     Raises:
         UsageError: if there are fewer.
@@ -358,12 +359,7 @@ def _resolved_layer(sketch: Model, method: Choice, model: Choice) -> str:
         roles = ", ".join(sketch.layers) or "none"
         paths = [name for name, _ in sketch.net.named_modules() if name]
         raise UsageError(
-            f"model {model.label!r} has no layer {asked!r} (asked for by {method.label}); its roles are "
-            f"{roles}, and any module path works{registry.suggestion(asked, paths)}"
+            f"model {model.label!r} has no layer {asked!r} (asked for by {method.label}); its "
+            f"roles are {roles}, and any module path works{registry.suggestion(asked, paths)}"
         ) from None
     return path
-
-
-def statuses(cells: Iterable[Cell]) -> Counter[str]:
-    """How many cells are skipped or planned."""
-    return Counter("skipped" if cell.skipped else "planned" for cell in cells)

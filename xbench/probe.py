@@ -1,8 +1,8 @@
 """Needs and the probe: how methods and metrics share passes without knowing of one another.
 
 A need is a small hashable value that knows how to compute itself from a probe and what it costs. A
-probe holds one batch and computes each need at most once. Planning, sharing and counting are this one
-dictionary, keyed by needs.
+probe holds one batch and computes each need at most once. Planning, sharing and counting are this
+one dictionary, keyed by needs.
 """
 
 from __future__ import annotations
@@ -251,7 +251,8 @@ class Explanation:
 
     Attributes:
         raw: the maps as they came.
-        saliency: the maps; one that is not finite is replaced by zeros here and marked in ``finite``.
+        saliency: the maps; one that is not finite is replaced by zeros here and marked in
+            ``finite``.
         finite: (N,) bool.
         constant: (N,) bool, finite maps with one single value.
 
@@ -281,7 +282,7 @@ class Explanation:
         return cast(T, self._values[need])
 
 
-# --- the needs that ride the clean pass -------------------------------------------------------------
+# --- the needs that ride the clean pass -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -395,7 +396,7 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
         return activation, gradient
 
 
-# --- the needs with passes of their own -------------------------------------------------------------
+# --- the needs with passes of their own -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -461,7 +462,9 @@ class NoisyGradients(Need[Moments]):
 
 @dataclass(frozen=True)
 class GuidedGradient(Need[Tensor]):
-    """(N, 3, H, W) input gradient under the guided rule (Springenberg et al. 2015, arXiv:1412.6806)."""
+    """(N, 3, H, W) input gradient under the guided rule (Springenberg et al. 2015,
+    arXiv:1412.6806).
+    """
 
     allow_no_relu: bool = False
 

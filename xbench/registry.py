@@ -291,7 +291,8 @@ def label(entry: Any) -> str:
         for field in fields(type(entry))
         if getattr(entry, field.name) != field.default
     ]
-    return entry.name + (f"({', '.join(changed)})" if changed else "")
+    name: str = entry.name
+    return f"{name}({', '.join(changed)})" if changed else name
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:

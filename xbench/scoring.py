@@ -13,9 +13,9 @@ from .probe import Explanation
 def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
     """(value, status) of each image, without the probe's filling.
 
-    ``ok``, or ``degenerate``: scored, but the map is constant. ``failed: nonfinite``: the map holds NaN
-    or infinity and is not scored. A value of NaN is a metric's word for "undefined here": its status is
-    the metric's ``undefined``, or ``failed: nonfinite score`` where it declares none.
+    ``ok``, or ``degenerate``: scored, but the map is constant. ``failed: nonfinite``: the map holds
+    NaN or infinity and is not scored. A value of NaN is a metric's word for "undefined here": its
+    status is the metric's ``undefined``, or ``failed: nonfinite score`` where it declares none.
 
     Raises:
         ValueError: if the metric does not return one score per image.
@@ -25,7 +25,8 @@ def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
     if not isinstance(values, Tensor) or tuple(values.shape) != (probe.rows,):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"metric {metric.name!r} must return one score per image, shape ({probe.rows},), but got {got}"
+            f"metric {metric.name!r} must return one score per image, shape ({probe.rows},), "
+            f"but got {got}"
         )
     undefined = getattr(metric, "undefined", "failed: nonfinite score")
     outcomes = []

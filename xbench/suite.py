@@ -1,4 +1,6 @@
-"""From a YAML file to a suite: every name and hyper-parameter resolved before a weight is touched."""
+"""From a YAML file to a suite: every name and hyper-parameter resolved before a weight is
+touched.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +161,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-# --- where suites come from --------------------------------------------------------------------------
+# --- where suites come from -----------------------------------------------------------------------
 
 
 def builtin_suites() -> dict[str, Path]:
@@ -191,7 +193,7 @@ def read_suite(name: str) -> Document:
     return parse(text, os.fspath(path) if name not in known else f"{name} (built in)")
 
 
-# --- from document to suite --------------------------------------------------------------------------
+# --- from document to suite -----------------------------------------------------------------------
 
 
 def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> Suite:

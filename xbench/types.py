@@ -42,7 +42,8 @@ class Batch:
         images: (N, 3, H, W), values in [0, 1].
         labels: (N,) int64.
         keys: one stable id per image; noise and resume hang on them.
-        masks: (N, H, W), 1 on the object, 0 elsewhere, NaN where nothing is known; None without masks.
+        masks: (N, H, W), 1 on the object, 0 elsewhere, NaN where nothing is known; None without
+            masks.
     """
 
     images: Tensor
@@ -57,7 +58,8 @@ class Model:
 
     Args:
         name: what tables call it.
-        net: normalised images (N, 3, H, W) to logits (N, K); evaluation mode, frozen, no in-place ReLU.
+        net: normalised images (N, 3, H, W) to logits (N, K); evaluation mode, frozen, no in-place
+            ReLU.
         mean: per channel, on the [0, 1] scale.
         std: per channel, on the [0, 1] scale.
         layers: role to module path, such as ``{"last_conv": "layer4"}``.
@@ -88,11 +90,14 @@ class Network:
     """What a model entry says of itself before a weight is read: enough to plan a run.
 
     Args:
-        build: makes the architecture with fresh weights; also called under ``torch.device("meta")``.
-        weights: safetensors (or ``weights_only`` .pt) file for ``build()``; None keeps the fresh ones.
+        build: makes the architecture with fresh weights; also called under
+            ``torch.device("meta")``.
+        weights: safetensors (or ``weights_only`` .pt) file for ``build()``; None keeps the fresh
+            ones.
         mean, std: as in :class:`Model`.
         layers: roles that are known; ``last_conv`` is found by a dry run where it is missing.
-        identity: everything else that changes the numbers, such as the architecture and its options.
+        identity: everything else that changes the numbers, such as the architecture and its
+            options.
     """
 
     build: Callable[[], nn.Module]
@@ -104,7 +109,9 @@ class Network:
 
 
 class Sample(NamedTuple):
-    """One image (3, H, W) in [0, 1], its label, and its mask (H, W) as in :class:`Batch`, or None."""
+    """One image (3, H, W) in [0, 1], its label, and its mask (H, W) as in :class:`Batch`, or
+    None.
+    """
 
     image: Tensor
     label: int
@@ -124,7 +131,9 @@ class Source(Protocol):
 
     @property
     def revision(self) -> str:
-        """Identity of what :meth:`key` does not cover: a generator's version, a data file's hash."""
+        """Identity of what :meth:`key` does not cover: a generator's version, a data file's
+        hash.
+        """
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,7 +143,11 @@ class Source(Protocol):
     def has_masks(self) -> bool: ...
 
     def key(self, index: int) -> str:
-        """Stable key of one image: its id, with a content hash where the data set pins no content."""
+        """Stable key of one image: its id, with a content hash where the data set pins no
+        content.
+        """
 
     def load(self, indices: Sequence[int]) -> list[Sample | BadImage]:
-        """The samples at these positions of :attr:`ids`; a picture that cannot be read is its error."""
+        """The samples at these positions of :attr:`ids`; a picture that cannot be read is its
+        error.
+        """

@@ -1,7 +1,8 @@
 """Class activation maps: feature maps of one layer, weighted by gradients of the target's logit.
 
 All share one recorded layer and its gradient. Their published formulas end with a ReLU, so maps are
-non-negative. The layer is a role (``last_conv``: the last feature map before pooling) or a module path.
+non-negative. The layer is a role (``last_conv``: the last feature map before pooling) or a module
+path.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class GradCAM:
 class GradCAMPlusPlus(GradCAM):
     """Grad-CAM++: positive gradients weighted by equation 19 of its paper; maps (N, H, W), >= 0.
 
-    With exp(logit) differentiated, as published, the second and third derivatives become g^2 and g^3;
-    where the gradient is zero the weight is zero. Nothing is added to the denominator.
+    With exp(logit) differentiated, as published, the second and third derivatives become g^2 and
+    g^3; where the gradient is zero the weight is zero. Nothing is added to the denominator.
 
     Args:
         layer: role or module path.
@@ -62,7 +63,8 @@ class GradCAMPlusPlus(GradCAM):
 
 @method("xgrad_cam")
 class XGradCAM(GradCAM):
-    """XGrad-CAM (Axiom-CAM): gradients averaged with the activation's own distribution; (N, H, W), >= 0.
+    """XGrad-CAM (Axiom-CAM): gradients averaged with the activation's own distribution; (N, H, W),
+    >= 0.
 
     A channel whose activation adds up to zero gets weight zero.
 

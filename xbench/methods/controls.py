@@ -1,4 +1,6 @@
-"""Control maps: they know nothing of the network, so a metric that they win measures something else."""
+"""Control maps: they know nothing of the network, so a metric that they win measures something
+else.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ class Centre(Control):
 
 @method("sobel")
 class Sobel(Control):
-    """Edges: the length of the Sobel gradient of the grey image, borders replicated; (N, H, W), >= 0.
+    """Edges: the length of the Sobel gradient of the grey image, borders replicated; (N, H, W), >=
+    0.
 
     Source: as a control, Adebayo et al. 2018, arXiv:1810.03292.
     """

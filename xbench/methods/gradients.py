@@ -1,4 +1,6 @@
-"""Methods that read input gradients of the target's logit, in the network's normalised input space."""
+"""Methods that read input gradients of the target's logit, in the network's normalised input
+space.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,8 @@ class GuidedAbsoluteGrad(SmoothGrad):
 
 @method("guided_backprop")
 class GuidedBackprop:
-    """Guided backpropagation: the gradient with only positive signals through every ReLU; (N, H, W).
+    """Guided backpropagation: the gradient with only positive signals through every ReLU; (N, H,
+    W).
 
     Covers registered ReLU and ReLU6 modules; the sum over channels of absolutes makes maps >= 0.
 

@@ -1,8 +1,8 @@
 """Insertion and deletion: the area under the target's probability as pixels come or go.
 
-Pixels are ranked by the signed map; ties are broken by one seeded permutation per image, the same for
-all methods. The abscissa is the share of pixels that changed, both ends included, so areas lie in
-[0, 1] for any number of steps.
+Pixels are ranked by the signed map; ties are broken by one seeded permutation per image, the same
+for all methods. The abscissa is the share of pixels that changed, both ends included, so areas lie
+in [0, 1] for any number of steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class CurveArea:
 
 @metric("insertion")
 class Insertion(CurveArea):
-    """Insertion: area as the most salient pixels return first, from baseline to image, (N,); higher is better.
+    """Insertion: area as the most salient pixels return first, from baseline to image, (N,); higher
+    is better.
 
     Args:
         steps: points after the first; 28, as for the numbers that RISE reports at 224 x 224.
@@ -63,7 +64,8 @@ class Insertion(CurveArea):
 
 @metric("deletion")
 class Deletion(CurveArea):
-    """Deletion: area as the most salient pixels go first, from image to baseline, (N,); lower is better.
+    """Deletion: area as the most salient pixels go first, from image to baseline, (N,); lower is
+    better.
 
     Args:
         steps: points after the first; 28, as for the numbers that RISE reports at 224 x 224.

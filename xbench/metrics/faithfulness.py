@@ -1,8 +1,9 @@
-"""Average drop, gain and increase: what multiplying the image by its map does to the target's probability.
+"""Average drop, gain and increase: what multiplying the image by its map does to the target's
+probability.
 
-All read the same masked forward. A map of ones scores perfectly in drop, so none of them ranks methods
-alone. p is the probability on the image, o on the masked image; both come from one forward shape, so
-equal images tie exactly.
+All read the same masked forward. A map of ones scores perfectly in drop, so none of them ranks
+methods alone. p is the probability on the image, o on the masked image; both come from one forward
+shape, so equal images tie exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from ..probe import Explanation, Need
 from ..registry import metric
 
 SMALLEST = 1e-6
-"""Below this probability a ratio to it says nothing: the image's score is undefined, and counted."""
+"""Below this probability a ratio to it says nothing: the image's score is undefined, and
+counted.
+"""
 
 
 class Masked:
@@ -70,7 +73,8 @@ class AverageGain(Masked):
         baseline: what the map's zeros blend into; black as for average drop.
         sign: how a signed map is read before it is scaled to [0, 1] per image.
         denominator: "headroom" divides by 1 - p (Opti-CAM; 0 at p = 1) and stays within 100;
-            "confidence" divides by p, as equation 16 is printed: unbounded, undefined where p < 1e-6.
+            "confidence" divides by p, as equation 16 is printed: unbounded, undefined where p <
+            1e-6.
 
     Source: Zhang et al. 2023, Opti-CAM, arXiv:2301.07002; equation 16 of arXiv:2404.15024.
     """

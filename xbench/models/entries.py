@@ -52,12 +52,13 @@ class Checkpoint:
     Args:
         architecture: ``resnet20`` or ``resnet56`` (CIFAR's, 32 x 32), or ``torchvision/<name>`` for
             any classifier of torchvision, such as ``torchvision/mobilenet_v2``.
-        weights: safetensors, or a ``.pt`` file of tensors alone; a relative path is looked for in the
-            data directory, then in the working directory.
+        weights: safetensors, or a ``.pt`` file of tensors alone; a relative path is looked for in
+            the data directory, then in the working directory.
         classes: outputs of the last layer.
         mean, std: per channel on the [0, 1] scale; ImageNet's by default.
-        padding: "same_tensorflow" pads strided 3 x 3 convolutions as TensorFlow does (nothing at the
-            left and top, one at the right and bottom), which networks converted from there need.
+        padding: "same_tensorflow" pads strided 3 x 3 convolutions as TensorFlow does (nothing at
+            the left and top, one at the right and bottom), which networks converted from there
+            need.
 
     Raises:
         UsageError: on an unknown architecture.

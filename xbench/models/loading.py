@@ -37,8 +37,8 @@ def weights_hash(network: Network) -> str:
         return digest.hexdigest()
     if not network.weights.is_file():
         raise UsageError(
-            f"weights {str(network.weights)!r} do not exist; a relative path is looked for in the data "
-            "directory (--data DIR or XBENCH_DATA), then in the working directory"
+            f"weights {str(network.weights)!r} do not exist; a relative path is looked for in the "
+            "data directory (--data DIR or XBENCH_DATA), then in the working directory"
         )
     facts = network.weights.stat()
     return _file_hash(network.weights, facts.st_size, facts.st_mtime_ns)
@@ -72,7 +72,8 @@ def load_model(network: Network, name: str, layers: Mapping[str, str], device: s
     broken = [key for key, value in net.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise BadWeights(
-            f"weights of {name!r} hold NaN or infinity in {len(broken)} tensors, first in {broken[0]!r}"
+            f"weights of {name!r} hold NaN or infinity in {len(broken)} tensors, "
+            f"first in {broken[0]!r}"
         )
     net = net.eval().requires_grad_(False).to(device)
     return Model(name, net, network.mean, network.std, layers)

@@ -31,10 +31,13 @@ def _build(name: str, classes: int) -> nn.Module:
 
 
 class SamePaddedConv2d(nn.Conv2d):
-    """A convolution with stride 2 over an even input that is padded at the right and bottom only."""
+    """A convolution with stride 2 over an even input, padded at the right and bottom only."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name that nn.Conv2d uses)
-        return self._conv_forward(functional.pad(input, (0, 1, 0, 1)), self.weight, self.bias)
+        padded = functional.pad(input, (0, 1, 0, 1))
+        return functional.conv2d(
+            padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
 
 
 def pad_like_tensorflow(net: nn.Module) -> nn.Module:

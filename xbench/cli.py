@@ -1,0 +1,257 @@
+"""The command line: each command parses, calls one function, prints. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import UsageError, XbenchError
+
+if TYPE_CHECKING:
+    from .suite import Suite
+
+FINE, UNEXPECTED, USAGE, CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+VARIABLES = ("XBENCH_DATA", "XBENCH_PLUGINS", "XBENCH_DEBUG")
+KINDS = ("methods", "metrics", "models", "datasets", "suites")
+
+Command = Callable[..., Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="xbench")
+def cli() -> None:
+    """Evaluate explanations of image classifiers: models x attribution methods x metrics."""
+
+
+def main() -> None:
+    """Entry point: exit status 0 fine, 1 unexpected, 2 usage, 3 some cells failed, 130
+    interrupted.
+    """
+    for name in os.environ:
+        if name.startswith("XBENCH_") and name not in VARIABLES:
+            click.echo(f"warning: unknown environment variable {name}", err=True)
+    try:
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else FINE)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(USAGE)
+    except UsageError as error:
+        _say_error(str(error))
+        sys.exit(USAGE)
+    except XbenchError as error:
+        _say_error(str(error))
+        sys.exit(UNEXPECTED)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(
+            "interrupted; what was finished is stored, and the same command goes on", err=True
+        )
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FINE)
+    except Exception as error:
+        if os.environ.get("XBENCH_DEBUG"):
+            traceback.print_exc()
+        _say_error(
+            f"unexpected {type(error).__name__}: {error}\n"
+            "This is a defect of xbench or of a plug-in; XBENCH_DEBUG=1 shows where."
+        )
+        sys.exit(UNEXPECTED)
+
+
+def _say_error(message: str) -> None:
+    for line in message.splitlines():
+        click.echo(f"error: {line}", err=True)
+
+
+# --- options that several commands share ----------------------------------------------------------
+
+
+def _suite_options(command: Command) -> Command:
+    options = [
+        click.argument("suite", required=False),
+        click.option("--datasets", multiple=True, metavar="GLOB", help="Only these data sets."),
+        click.option("--models", multiple=True, metavar="GLOB", help="Only these models."),
+        click.option("--methods", multiple=True, metavar="GLOB", help="Only these methods."),
+        click.option("--metrics", multiple=True, metavar="GLOB", help="Only these metrics."),
+        click.option("--add-method", multiple=True, metavar="NAME", help="Add a method."),
+        click.option("--images-dir", metavar="DIR", help="No suite: a folder of pictures."),
+        click.option("--model", metavar="NAME", help="The model for --images-dir."),
+        click.option("--images", type=click.IntRange(1), help="Images of each data set."),
+        click.option("--target", type=click.Choice(["predicted", "label"]), help="The class."),
+        click.option("--seed", type=click.IntRange(0), help="Of all noise."),
+        click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute."),
+        click.option("--batch-size", metavar="auto|N", help="Rows of every forward."),
+        click.option("--workers", metavar="auto|N", help="Processes."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key."),
+        click.option("--data", type=click.Path(path_type=Path), help="Or XBENCH_DATA."),
+        click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import first."),
+        click.option(
+            "-o", "--out", type=click.Path(path_type=Path), default="results", show_default=True,
+            help="Where store/ and runs/ are.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _plugins(given: tuple[str, ...]) -> tuple[str, ...]:
+    from . import registry
+
+    named = os.environ.get("XBENCH_PLUGINS", "").replace(os.pathsep, ",").split(",")
+    plugins = tuple(name for name in named if name) + given
+    for plugin in plugins:
+        registry.load_plugin(plugin)
+    return plugins
+
+
+def _data(given: Path | None) -> Path | None:
+    chosen = given or (Path(os.environ["XBENCH_DATA"]) if os.environ.get("XBENCH_DATA") else None)
+    if chosen is not None and not chosen.is_dir():
+        raise UsageError(f"data directory {str(chosen)!r} does not exist (--data or XBENCH_DATA)")
+    return chosen
+
+
+def _load(options: dict[str, Any]) -> Suite:
+    from .document import Document, parse
+    from .suite import load_suite, read_suite
+
+    if options["images_dir"]:
+        if options["suite"] or not options["model"]:
+            raise click.UsageError("--images-dir DIR takes --model NAME and no suite")
+        document = _folder_suite(read_suite("quick"), options["images_dir"], options["model"])
+    elif options["model"]:
+        raise click.UsageError("--model belongs to --images-dir; to narrow a suite, use --models")
+    else:
+        document = read_suite(options["suite"] or "quick")
+    if options["add_method"] and isinstance(document.value, dict):
+        methods = document.value.get("methods", [])
+        if isinstance(methods, list):
+            value = {**document.value, "methods": [*methods, *options["add_method"]]}
+            document = Document(value, document.source, document.lines)
+    settings = []
+    for text in options["settings"]:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {text!r}: write KEY=VALUE, such as run.slice=32")
+        settings.append((key, parse(value, f"--set {key}").value))
+    settings += [(key, options[key]) for key in ("seed", "target") if options[key] is not None]
+    for key in ("images", "device", "batch_size", "workers"):
+        value = options[key]
+        if value is not None:
+            number = isinstance(value, str) and value.isdigit()
+            settings.append((f"run.{key}", int(value) if number else value))
+    suite = load_suite(document, settings)
+    return suite.narrowed(**{k: options[k] for k in ("datasets", "models", "methods", "metrics")})
+
+
+def _folder_suite(quick: Any, folder: str, model: str) -> Any:
+    from .document import Document
+
+    value = {
+        **quick.value,
+        "name": "images",
+        "datasets": [{"name": "folder", "root": str(Path(folder).resolve()), "label": folder}],
+        "models": [model],
+    }
+    return Document(value, "--images-dir", {})
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+@cli.command()
+@_suite_options
+@click.option("--fresh", is_flag=True, help="Compute everything again, into a new store.")
+@click.option("--fail-fast", is_flag=True, help="Stop after the first unit with an error.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def run(**options: Any) -> int:
+    """Plan SUITE, run what is missing, print the leaderboard.
+
+    SUITE is a built-in name or a YAML file; the default, quick, needs no download.
+    """
+    plugins = _plugins(options["plugin"])
+    suite = _load(options)
+    from .run import run_suite
+
+    return run_suite(
+        suite,
+        data=_data(options["data"]),
+        out=options["out"],
+        plugins=plugins,
+        fresh=options["fresh"],
+        fail_fast=options["fail_fast"],
+        form="json" if options["as_json"] else "terminal",
+        quiet=options["quiet"],
+    )
+
+
+@cli.command()
+@_suite_options
+def plan(**options: Any) -> None:
+    """Say what a run of SUITE would compute: cells, units, passes, what is stored."""
+    _plugins(options["plugin"])
+    suite = _load(options)
+    from .run import describe_plan
+
+    click.echo(describe_plan(suite, _data(options["data"]), options["out"]), nl=False)
+
+
+@cli.command()
+@_suite_options
+@click.option(
+    "--format", "form", type=click.Choice(["terminal", "md", "csv", "json"]), default="terminal"
+)
+def table(form: str, **options: Any) -> int:
+    """Print the leaderboard of SUITE from what is stored, without computing anything."""
+    _plugins(options["plugin"])
+    suite = _load(options)
+    from .run import print_table
+
+    return print_table(suite, _data(options["data"]), options["out"], form)
+
+
+@cli.command(name="list")
+@click.argument("kind", type=click.Choice([*KINDS, "plugins"]))
+@click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import entries first.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_entries(kind: str, plugin: tuple[str, ...], as_json: bool) -> None:
+    """List what is registered."""
+    _plugins(plugin)
+    from .info import listing
+
+    click.echo(listing(kind, as_json=as_json))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import entries first.")
+def info(name: str, plugin: tuple[str, ...]) -> None:
+    """Describe one entry: parameters, direction, passes, source."""
+    _plugins(plugin)
+    from .info import description
+
+    click.echo(description(name))
+
+
+@cli.command()
+def doctor() -> int:
+    """Check versions, device, disk and plug-ins."""
+    from .info import diagnosis
+
+    text, healthy = diagnosis()
+    click.echo(text)
+    return FINE if healthy else UNEXPECTED
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What is registered, what an entry is, and whether this machine is fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any
+
+from . import registry
+from .errors import UsageError, XbenchError
+from .suite import builtin_suites, read_suite
+
+
+def listing(kind: str, *, as_json: bool = False) -> str:
+    """One line per entry: name and the first sentence of its docstring."""
+    rows = _rows(kind)
+    if as_json:
+        return json.dumps([{"name": name, "summary": words} for name, words in rows], indent=1)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:{width}}  {words}" for name, words in rows) or f"no {kind}"
+
+
+def _rows(kind: str) -> list[tuple[str, str]]:
+    if kind == "suites":
+        return [
+            (name, str(read_suite(name).value.get("description", ""))) for name in builtin_suites()
+        ]
+    if kind == "plugins":
+        found = [
+            (f"{entry.kind}/{name}", entry.origin)
+            for group in registry.KINDS
+            for name, entry in registry.entries(group).items()
+            if not entry.origin.startswith("xbench.")
+        ]
+        return found + [(origin, f"broken: {e}") for origin, e in registry.broken_plugins().items()]
+    rows = []
+    for name, entry in registry.entries(kind).items():
+        try:
+            rows.append((name, summary(entry.load())))
+        except UsageError as error:
+            rows.append((name, f"broken: {error}"))
+    return rows
+
+
+def summary(cls: type) -> str:
+    """First sentence of a docstring."""
+    return (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def description(name: str) -> str:
+    """Everything a user asks of an entry.
+
+    Raises:
+        UsageError: if no entry of any kind has that name.
+    """
+    found = [
+        (kind, entry) for kind in registry.KINDS if (entry := registry.entries(kind).get(name))
+    ]
+    if not found:
+        known = [known for kind in registry.KINDS for known in registry.entries(kind)]
+        raise UsageError(f"nothing is registered as {name!r}{registry.suggestion(name, known)}")
+    return "\n\n".join(_describe(entry) for _, entry in found)
+
+
+def _describe(entry: registry.Entry) -> str:
+    cls: Any = entry.load()
+    lines = [f"{entry.kind[:-1]} {entry.name}", "", inspect.getdoc(cls) or "(no docstring)", ""]
+    fields = registry.fields(cls)
+    if fields:
+        lines.append("Parameters:")
+        for field in fields:
+            default = "required" if _is_required(field) else f"default {field.default!r}"
+            lines.append(f"  {field.name}: {_type_words(field.type)}, {default}")
+    for fact in ("better", "range", "family", "control", "class_agnostic", "undefined"):
+        value = getattr(cls, fact, None)
+        if value is not None and not isinstance(value, property):
+            lines.append(f"{fact.replace('_', ' ').capitalize()}: {value}")
+    passes = _passes(cls)
+    if passes:
+        lines.append(f"Passes per image, alone: {passes}")
+    lines.append(f"Version: {getattr(cls, 'version', 1)}")
+    lines.append(f"Provided by: {entry.origin}")
+    lines.append(f"Source file: {inspect.getsourcefile(cls)}")
+    return "\n".join(lines)
+
+
+def _is_required(field: Any) -> bool:
+    import dataclasses
+
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _type_words(kind: Any) -> str:
+    return (kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))).replace(
+        "typing.", ""
+    )
+
+
+def _passes(cls: Any) -> str:
+    from torch import nn
+
+    from .probe import closure, cost, needs_of
+    from .types import Model
+
+    try:
+        entry = cls()
+    except (TypeError, ValueError):
+        return ""
+    if not hasattr(entry, "needs"):
+        return ""
+    total = cost(closure(needs_of(entry)), Model("any", nn.Identity()))
+    return f"{total.forward} forward, {total.backward} backward"
+
+
+def diagnosis() -> tuple[str, bool]:
+    """What ``xbench doctor`` prints, and whether all is well."""
+    lines = [f"python {platform.python_version()} on {platform.platform()}"]
+    problems: list[str] = []
+    for package in ("xbench", "torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow",
+                    "captum", "grad-cam", "quantus", "timm", "ray"):  # fmt: skip
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} not installed")
+            if package in ("torch", "torchvision"):
+                problems.append(f"{package} is missing: pip install -c constraints.txt .")
+    problems += _torch_problems(lines)
+    problems += _opencv_problems()
+    home = Path.cwd()
+    lines.append(f"disk: {shutil.disk_usage(home).free >> 30} GiB free at {home}")
+    data = os.environ.get("XBENCH_DATA")
+    lines.append(f"XBENCH_DATA: {data or 'not set'}")
+    if data and not Path(data).is_dir():
+        problems.append(f"XBENCH_DATA names {data!r}, which is no directory")
+    try:
+        for origin, error in registry.broken_plugins().items():
+            problems.append(f"plug-in {origin}: {error}")
+    except (ImportError, XbenchError) as error:
+        problems.append(f"the built-in entries cannot be imported: {error}")
+    lines += [f"PROBLEM: {problem}" for problem in problems] or ["no problems found"]
+    return "\n".join(lines), not problems
+
+
+def _torch_problems(lines: list[str]) -> list[str]:
+    try:
+        import torch
+    except ImportError as error:
+        return [f"torch cannot be imported: {error}"]
+    if torch.cuda.is_available():
+        lines.append(f"device: {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
+    else:
+        lines.append(
+            f"device: CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+        )
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:
+        return [
+            f"torchvision does not fit this torch ({error}); install the pair that "
+            "constraints.txt names, both from the same index (a CPU-only torch does not go with a "
+            "plain torchvision)"
+        ]
+    return []
+
+
+def _opencv_problems() -> list[str]:
+    owners = sorted(
+        name
+        for item in distributions()
+        if (name := (item.metadata["Name"] or "").lower()).startswith("opencv-")
+    )
+    if importlib.util.find_spec("cv2") is None:
+        return []
+    try:
+        importlib.import_module("cv2")
+    except ImportError as error:
+        return [
+            f"cv2 cannot be imported ({error}); {' and '.join(owners)} own the same folder: "
+            "pip uninstall opencv-python, then pip install --force-reinstall opencv-python-headless"
+        ]
+    return []

@@ -1,0 +1,309 @@
+"""Scores on disk: part files that are whole or absent.
+
+A group is one (data set, model); each write to it makes one Parquet file of its own. A file gets
+its name only after its bytes are on the disk, and nobody opens it for writing again. So no kill,
+full disk or second run can tear, mix or lose rows, any number of processes and hosts may write,
+and reading needs no lock. Every reading verifies what a file says; a damaged one is set aside,
+and its rows count as never computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import StoreError, UsageError
+from .files import atomic_write, sweep, temporary_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+COLUMNS = ("cell", "image", "label", "predicted", "probability", "value", "status")
+_TYPES = (pa.string(), pa.string(), pa.int64(), pa.int64(), pa.float64(), pa.float64(), pa.string())
+_ROWS = pa.schema([pa.field(*pair, nullable=False) for pair in zip(COLUMNS, _TYPES, strict=True)])
+_KEY = ["cell", "image"]
+_ERROR = "error"  # how a status begins that is not final
+
+
+@dataclass(frozen=True)
+class Part:
+    """One verified part file: what its writer said of it, and its rows (no nulls, but NaN)."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    rows: pa.Table
+
+
+class Store:
+    """A folder of groups, for any number of runs and hosts; the first write creates it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def group(self, dataset: str, model: str) -> Group:
+        """The group of these names; each should end in a hash, as in ``"shapes@1a2b3c4d"``.
+
+        Different names give different folders; where a file system ignores case, their hashes do.
+
+        Raises:
+            UsageError: if a name is empty or too long for a folder.
+        """
+        return Group(self.root / _folder(dataset) / _folder(model))
+
+    def groups(self) -> list[Group]:
+        """All groups that hold parts, sorted by folder."""
+        return [Group(path) for path in sorted({p.parent for p in self.root.glob("*/*/*.parquet")})]
+
+    def sweep(self) -> int:
+        """Remove the temporary files of dead writers of this host, and count them."""
+        return sweep(self.root)
+
+
+class Group:
+    """The part files of one data set and model.
+
+    Attributes:
+        path: the folder.
+        damaged: one sentence for each part that was set aside or could not be read.
+        duplicates: final rows that only repeated another one, as of the last :meth:`rows`.
+        mixed: whether rows of different provenance differed, as of the last :meth:`rows`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged: list[str] = []
+        self.duplicates = 0
+        self.mixed = False
+        self._known: dict[str, Part | None] = {}  # by file name: parts never change; None is bad
+
+    def manifest(self, wanted: Mapping[str, object]) -> dict[str, Any]:
+        """What is pinned for this group: ``wanted`` if nothing is yet, else what came first.
+
+        Of several writers exactly one wins, and all get the winner's, as JSON gives it back.
+
+        Raises:
+            StoreError: if the stored one is damaged or newer, or cannot be written.
+        """
+        if (pinned := self.pinned()) is not None:
+            return pinned
+        content = json.loads(_canonical({"schema": SCHEMA, "pinned": dict(wanted)}))
+        sealed = _canonical(content | {"seal": _sha256(_canonical(content))})
+        path = self.path / "manifest.json"
+        with temporary_file(path, sealed) as temporary, suppress(FileExistsError):
+            path.hardlink_to(temporary)  # unlike a rename, it fails if somebody was first
+        return self.pinned() or dict(content["pinned"])
+
+    def pinned(self) -> dict[str, Any] | None:
+        """What was pinned for this group, or None while nothing is.
+
+        Raises:
+            StoreError: if the manifest is damaged or newer.
+        """
+        path = self.path / "manifest.json"
+        if not os.access(path, os.F_OK):  # exists() raises where a folder is locked
+            return None
+        try:
+            content = json.loads(path.read_bytes())
+            if content.pop("seal") != _sha256(_canonical(content)):
+                raise ValueError("its seal does not fit")
+        except Exception as error:
+            raise StoreError(
+                f"{path} is damaged ({error}). It pins the conditions of the parts beside it: "
+                f"restore it from a copy, or remove it, and the next run pins its own conditions"
+            ) from error
+        _refuse_newer(path, content)
+        return dict(content["pinned"])
+
+    def write(self, name: str, rows: pd.DataFrame | pa.Table, facts: Mapping[str, object]) -> Path:
+        """Store rows as one new part; once this returns, they survive a power cut.
+
+        Args:
+            name: how the file's name begins, such as a slice's number; an id of its own follows.
+            rows: the columns of :data:`COLUMNS`, in any order; NaN for unknown numbers.
+            facts: JSON values kept with the rows. Parts of equal ``facts["provenance"]`` promise
+                equal rows.
+
+        Raises:
+            ValueError, TypeError: if the name, the columns or their values are not as above.
+            StoreError: if the disk is full or refuses; nothing is left behind then.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+            raise ValueError(f"part name {name!r} must be of letters, digits, '.', '_' and '-'")
+        table = _as_table(rows)
+        seal = {"schema": SCHEMA, "rows": table.num_rows, "digest": _digest(table)}
+        sealed = _canonical(seal | {"facts": dict(facts)})
+        file = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            file,
+            _ROWS,
+            compression="zstd",
+            use_dictionary=["cell", "image", "status"],
+            write_page_checksum=True,
+            write_statistics=False,
+            store_schema=False,  # a second copy of names and types is a second place to rot
+        ) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"xbench": sealed, "xbench-seal": _sha256(sealed)})
+        path = self.path / f"{name}-{os.urandom(8).hex()}.parquet"
+        atomic_write(path, file.getvalue().to_pybytes())
+        return path
+
+    def parts(self) -> list[Part]:
+        """All sound parts, sorted by file name; each file is read once.
+
+        A damaged file is renamed to ``*.bad`` and reported in :attr:`damaged`.
+
+        Raises:
+            StoreError: if a part was written by a newer xbench.
+        """
+        paths = sorted(self.path.glob("*.parquet"))
+        known = self._known
+        self._known = {p.name: known[p.name] if p.name in known else self._read(p) for p in paths}
+        return [part for part in self._known.values() if part is not None]
+
+    def rows(self) -> pd.DataFrame:
+        """One row per cell and image, sorted by both, with the columns of :data:`COLUMNS`.
+
+        A final row wins over those whose status starts with "error"; of several errors, the last
+        by file name. Equal final rows are one. Where different provenance made them differ, the
+        first by file name counts and :attr:`mixed` is set.
+
+        Raises:
+            StoreError: if final rows of equal provenance differ, or a part is newer.
+        """
+        parts = self.parts()
+        frame: pd.DataFrame = _in_order(parts).to_pandas()
+        failed = frame["status"].str.startswith(_ERROR)
+        again = frame[~failed & frame.duplicated(_KEY, keep=False)]
+        said = again.drop_duplicates([*COLUMNS, "provenance"])
+        against = said[said.duplicated([*_KEY, "provenance"], keep=False)]
+        for (cell, image, _), rows in against.groupby([*_KEY, "provenance"]):
+            names = " and ".join(parts[part].path.name for part in rows["part"])
+            raise StoreError(
+                f"{names} in {self.path} claim equal provenance and disagree on cell {cell}, image "
+                f"{image!r}:\n{rows[[*COLUMNS[2:]]].to_string(index=False)}\nRemove the part that "
+                f"you do not trust and run again, which computes its rows anew"
+            )
+        distinct = said.drop_duplicates([*COLUMNS])
+        self.duplicates = len(again) - len(distinct)
+        self.mixed = bool(distinct.duplicated(_KEY).any())
+        preferred = frame.index[~failed].append(frame.index[failed][::-1])
+        chosen = frame.loc[preferred].drop_duplicates(_KEY).sort_index()
+        return chosen[[*COLUMNS]].reset_index(drop=True)
+
+    def done(self) -> dict[str, set[str]]:
+        """Image keys with a final row, by cell id; errors are not final and are tried again."""
+        table = _in_order(self.parts())
+        final = table.filter(pc.invert(pc.starts_with(table["status"], _ERROR)))
+        images = final.group_by("cell").aggregate([("image", "distinct")])
+        keys = map(set, images["image_distinct"].to_pylist())
+        return dict(zip(images["cell"].to_pylist(), keys, strict=True))
+
+    def _read(self, path: Path) -> Part | None:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None  # another process has just set it aside, and reports it
+        except OSError as error:
+            self.damaged.append(f"{path} cannot be read ({error.strerror}); left where it is")
+            return None
+        try:
+            return _verified(path, content)
+        except StoreError:
+            raise
+        except Exception as error:  # a flipped bit can raise anything
+            with suppress(OSError):  # a store may be read-only
+                path.rename(path.with_name(f"{path.name}.bad"))
+            self.damaged.append(
+                f"{path} is damaged ({error}): its rows count as missing; it is set aside as "
+                f"{path.name}.bad, if the folder lets it"
+            )
+            return None
+
+
+def _folder(name: str) -> str:
+    """A name as one folder: "/" reads "+", everything unusual is percent-encoded."""
+    folder = quote(name, safe="/@", errors="surrogatepass").replace("/", "+")
+    if folder.startswith("."):
+        folder = "%2E" + folder[1:]
+    if not 0 < len(folder) <= 240:
+        raise UsageError(f"{name!r} cannot name a folder of the store: give 1 to 240 characters")
+    return folder
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest(table: pa.Table) -> str:
+    """Hash of all values, floats bit by bit; a page's checksum does not say whose page it is."""
+    digest = hashlib.sha256()
+    for column in table.columns:
+        is_text = pa.types.is_string(column.type)
+        digest.update(_canonical(column.to_pylist()) if is_text else column.to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _as_table(rows: pd.DataFrame | pa.Table) -> pa.Table:
+    given = list(rows.column_names if isinstance(rows, pa.Table) else rows.columns)
+    if sorted(given) != sorted(COLUMNS):
+        raise ValueError(f"a part has the columns {', '.join(COLUMNS)}, not {given}")
+    columns = [pa.array(rows[field.name].to_numpy(), field.type) for field in _ROWS]
+    if any(column.null_count for column in columns):
+        raise ValueError("a part has no nulls; an unknown number is NaN")
+    return pa.table(columns, schema=_ROWS)
+
+
+def _verified(path: Path, content: bytes) -> Part:
+    """The part in these bytes; any error but StoreError means that they are damaged."""
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    metadata = file.metadata.metadata or {}
+    sealed = metadata.get(b"xbench", b"")
+    if metadata.get(b"xbench-seal", b"") != _sha256(sealed).encode():
+        raise ValueError("its seal does not fit")
+    seal = json.loads(sealed)
+    _refuse_newer(path, seal)
+    rows = file.read(use_threads=False).replace_schema_metadata()
+    found = (rows.schema, rows.num_rows, _digest(rows))
+    if found != (_ROWS, seal["rows"], seal["digest"]):
+        raise ValueError("its rows are not those that were sealed")
+    return Part(path, seal["facts"], rows)
+
+
+def _refuse_newer(path: Path, sealed: Mapping[str, Any]) -> None:
+    """A higher number under a sound seal is no damage: every schema is sealed alike."""
+    if sealed["schema"] > SCHEMA:
+        raise StoreError(
+            f"{path} was written by a newer xbench (schema {sealed['schema']}, this one reads up "
+            f"to {SCHEMA}); update xbench, or use another folder"
+        )
+
+
+def _in_order(parts: Sequence[Part]) -> pa.Table:
+    """Rows by cell, image and part, with the numbers of part and provenance as columns."""
+    seen: dict[bytes, int] = {}
+    made = [seen.setdefault(_canonical(p.facts.get("provenance")), len(seen)) for p in parts]
+    table = pa.concat_tables([_ROWS.empty_table(), *(part.rows for part in parts)])
+    for name, numbers in (("part", range(len(parts))), ("provenance", made)):
+        column = np.repeat(np.asarray(numbers, np.int64), [part.rows.num_rows for part in parts])
+        table = table.append_column(name, pa.array(column))
+    keys = [(name, "ascending") for name in _KEY]
+    return table.take(pc.sort_indices(table, sort_keys=keys))  # a stable sort
