@@ -14,34 +14,18 @@ if TYPE_CHECKING:
     from .api import attribute, evaluate, score
     from .errors import BadImage, Unsupported, XbenchError
     from .masking import masked_probabilities
-    from .probe import (
-        Explanation,
-        GuidedGradient,
-        ImageGradient,
-        LayerGradient,
-        Logits,
-        Need,
-        NoisyGradients,
-        Probe,
-    )
+    from .probe import Explanation, ImageGradient, LayerGradient, Logits, Need, Probe
     from .registry import dataset, method, metric, model
+    from .sweeps import GuidedGradient, NoisyGradients
     from .types import Batch, Model, Network, Passes, Sample
 
 _HOMES = {
     "api": ("attribute", "evaluate", "score"),
     "errors": ("BadImage", "Unsupported", "XbenchError"),
     "masking": ("masked_probabilities",),
-    "probe": (
-        "Explanation",
-        "GuidedGradient",
-        "ImageGradient",
-        "LayerGradient",
-        "Logits",
-        "Need",
-        "NoisyGradients",
-        "Probe",
-    ),
+    "probe": ("Explanation", "ImageGradient", "LayerGradient", "Logits", "Need", "Probe"),
     "registry": ("dataset", "method", "metric", "model"),
+    "sweeps": ("GuidedGradient", "NoisyGradients"),
     "types": ("Batch", "Model", "Network", "Passes", "Sample"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..maps import channel_sum, quantile
-from ..probe import GuidedGradient, ImageGradient, Moments, Need, NoisyGradients, Probe
+from ..probe import ImageGradient, Need, Probe
 from ..registry import method
+from ..sweeps import GuidedGradient, Moments, NoisyGradients
 
 Samples = Annotated[int, Field(ge=1)]
 SeveralSamples = Annotated[int, Field(ge=2)]
