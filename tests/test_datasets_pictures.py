@@ -377,8 +377,8 @@ def test_a_mask_keeps_two_values_and_the_images_geometry(root: Path, transform: 
 
 def test_a_mask_takes_the_nearest_pixel(root: Path) -> None:
     noise = NOISE[:, :24, 0] % 2
-    mask = load_mask(put(root, encoded(noise, "PNG")), (24, 24), Transform(16, None))
-    nearest = [int((place + 0.5) * 24 / 16) for place in range(16)]
+    mask = load_mask(put(root, encoded(noise, "PNG")), (24, 24), Transform(8, None))
+    nearest = [int((place + 0.5) * 24 / 8) for place in range(8)]
     assert torch.equal(mask, torch.from_numpy(noise[nearest][:, nearest]).float())
 
 

@@ -119,7 +119,7 @@ def load_mask(file: File | None, size: tuple[int, int], transform: Transform) ->
 
     A valid mask is a PNG of one channel and up to 8 bits, as large as the picture, with two values,
     of which 0 is the background; after the transform, which takes the nearest pixel, some of the
-    object and some of the background are left. Nothing else is repaired.
+    object and some of the background are left. A mask is never repaired.
 
     Args:
         file: None where an image has no mask.
@@ -170,7 +170,7 @@ def _object(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     if mask.size != size:
         raise ValueError(f"the mask has size {mask.size}, its picture {size}")
     if mask.getcolors(2) is None:
-        raise ValueError("a mask has two values, of which 0 is the background")
+        raise ValueError("it has more than two values")
     return Image.fromarray((np.asarray(mask) != 0).astype(np.uint8))
 
 
