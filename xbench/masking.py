@@ -124,7 +124,7 @@ def _chunk(probe: Probe, images: Tensor, target: Tensor) -> Tensor:
         padded = torch.cat((part, part.new_zeros(lack, *part.shape[1:]))) if lack else part
         try:
             with probe.meter.padded(rows, size):
-                logits = probe.model.net(padded)
+                logits = probe.model.logits(padded)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

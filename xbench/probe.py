@@ -215,7 +215,7 @@ class Probe:
         """Gradient of the target logit at other inputs (N, 3, H, W): one forward, one backward."""
         with self.meter.padded(self.real, self.rows), torch.enable_grad():
             inputs = inputs.detach().requires_grad_()
-            (gradient,) = class_gradient(self.model.net(inputs), self.target, (inputs,))
+            (gradient,) = class_gradient(self.model.logits(inputs), self.target, (inputs,))
         return gradient
 
 
@@ -315,7 +315,7 @@ class CleanPass(Need[Clean]):
             torch.set_grad_enabled(differentiate),
             recording(on.model.net, self.layers) as kept,
         ):
-            logits = on.model.net(inputs)
+            logits = on.model.logits(inputs)
             if not differentiate:
                 return Clean(logits, None, {}, {})
             for path in self.layers:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -267,7 +267,8 @@ def fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
 
 def takes_a_list(cls: type, key: str) -> bool:
     """Whether a list in YAML is one value of this field (else it is a grid of values)."""
-    return get_origin(get_type_hints(cls).get(key)) is tuple
+    kind = get_type_hints(cls).get(key)
+    return any(get_origin(part) is tuple for part in (kind, *get_args(kind)))
 
 
 def parameters(entry: Any) -> dict[str, Any]:
@@ -284,15 +285,20 @@ def identity(entry: Any) -> dict[str, Any]:
     }
 
 
-def label(entry: Any) -> str:
-    """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``."""
-    changed = [
-        f"{field.name}={getattr(entry, field.name)}"
+def changed_parameters(entry: Any) -> dict[str, Any]:
+    """The parameters that differ from their defaults."""
+    return {
+        field.name: getattr(entry, field.name)
         for field in fields(type(entry))
         if getattr(entry, field.name) != field.default
-    ]
+    }
+
+
+def label(entry: Any) -> str:
+    """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``."""
     name: str = entry.name
-    return f"{name}({', '.join(changed)})" if changed else name
+    changed = ", ".join(f"{key}={value}" for key, value in changed_parameters(entry).items())
+    return f"{name}({changed})" if changed else name
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:

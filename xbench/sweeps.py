@@ -94,7 +94,7 @@ class GuidedGradient(Need[Tensor]):
         target = on.target
         with torch.enable_grad(), guided_relu(on.model.net) as rule:
             inputs = on.inputs.detach().requires_grad_()
-            logits = on.model.net(inputs)
+            logits = on.model.logits(inputs)
             rule.check(logits, allow_no_relu=self.allow_no_relu)
             (gradient,) = class_gradient(logits, target, (inputs,))
         return gradient

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import registry
 from .plan import Cell, Group, Plan
 from .probe import closure, cost, needs_of
 from .store import Store
@@ -280,16 +281,18 @@ def _title(results: Results, group: Group) -> str:
 
 
 def _heading(group: Group, label: str) -> str:
-    choice = next(cell.metric for cell in group.cells if cell.metric.label == label)
-    metric = choice.make()
-    default = label == _default_label(choice)
-    name = getattr(metric, "symbol", metric.name) if default else label
-    baseline = getattr(metric, "baseline", "")
-    return f"{name} {ARROW[metric.better]}" + (f"\n{baseline}" if baseline and default else "")
-
-
-def _default_label(choice: Choice) -> str:
-    return choice.name
+    """Symbol and arrow; beneath, the baseline and whatever else is not default."""
+    metric = next(cell.metric for cell in group.cells if cell.metric.label == label).make()
+    if label != registry.label(metric):
+        return f"{label} {ARROW[metric.better]}"  # the suite's own words
+    baseline = getattr(metric, "baseline", None)
+    changed = [
+        f"{k}={v}" for k, v in registry.changed_parameters(metric).items() if k != "baseline"
+    ]
+    details = ", ".join([*([baseline] if baseline else []), *changed])
+    return f"{getattr(metric, 'symbol', metric.name)} {ARROW[metric.better]}" + (
+        f"\n{details}" if details else ""
+    )
 
 
 def _method_passes(group: Group, choice: Choice) -> str:
