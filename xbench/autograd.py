@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import Unsupported, UsageError
 
+_UNSEEN = "takes no part in the forward"
 _RECTIFIERS = {"ReluBackward0", "HardtanhBackward0"}
 _UNGUIDED = {
     "LeakyReluBackward0": "a leaky ReLU",
@@ -126,32 +127,32 @@ def module_at(net: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def recording(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keeps the outputs of modules of the forward that runs inside, by path.
+def recording(
+    net: nn.Module, paths: Sequence[str]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    """Keeps the outputs of modules of the forward that runs inside: (kept, refused), by path.
 
-    Where nothing before requires a gradient, the graph begins at the first recorded output: a
-        Grad-CAM
-    of the last layer then costs the head's backward, not the whole network's.
+    A layer that cannot be kept is refused with the reason, so that it costs only those who ask for
+    it. Where nothing before requires a gradient, the graph begins at the first recorded output: a
+    Grad-CAM of the last layer then costs the head's backward, not the whole network's.
     """
     kept: dict[str, Tensor] = {}
+    refused = dict.fromkeys(paths, _UNSEEN)
     handles: list[RemovableHandle] = []
 
     def keep(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             if not isinstance(output, Tensor):
-                raise Unsupported(f"layer {path!r} returns {type(output).__name__}, not a tensor")
-            if path in kept:
-                raise Unsupported(
-                    f"layer {path!r} is called more than once in a forward; "
-                    "name the module around it"
-                )
+                refused[path] = f"returns {type(output).__name__}, not a tensor"
+                return None
+            if refused.pop(path, None) != _UNSEEN:
+                kept.pop(path, None)
+                refused[path] = "is called more than once in a forward; name the module around it"
+                return None
             if torch.is_grad_enabled() and not output.requires_grad:
                 output = output.detach().requires_grad_()
             kept[path] = output
-            passed: Tensor = (
-                output.clone()
-            )  # a later in-place operation would overwrite what we keep
-            return passed
+            return output.clone()  # a later in-place operation would overwrite what we keep
 
         return hook
 
@@ -159,7 +160,7 @@ def recording(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
         for path in paths:
             module = module_at(net, path)
             handles.append(module.register_forward_hook(keep(path)))
-        yield kept
+        yield kept, refused
     finally:
         for handle in handles:
             handle.remove()

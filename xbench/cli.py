@@ -170,7 +170,7 @@ def _folder_suite(quick: Any, folder: str, model: str) -> Any:
 
 @cli.command()
 @_suite_options
-@click.option("--fresh", is_flag=True, help="Compute everything again, into a new store.")
+@click.option("--fresh", is_flag=True, help="Set the store aside and compute everything.")
 @click.option("--fail-fast", is_flag=True, help="Stop after the first unit with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -1,5 +1,7 @@
-"""Who runs the units: this process, or spawned workers that may die without taking the run
-along.
+"""Who runs the units: this process, or spawned workers that may die without taking the run along.
+
+Each worker has a pipe to itself and shares no lock with anybody, so a death at any moment, by any
+signal or exit code, shows as the end of its pipe, and costs nobody else a thing.
 """
 
 from __future__ import annotations
@@ -9,15 +11,18 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pandas as pd
 
 from . import registry
+from .errors import XbenchError
 from .plan import Job
 from .runner import Report, provenance, run_unit
 from .store import COLUMNS, Store
@@ -25,7 +30,7 @@ from .store import COLUMNS, Store
 Tell = Callable[[Report], None]
 Beat = Callable[[], None]
 
-_stop: Any = None  # a worker's copy of the coordinator's event
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def keep_freed_memory() -> None:
@@ -88,17 +93,17 @@ def run(
 
 @contextmanager
 def _interrupts(stop: Any) -> Iterator[None]:
-    """First signal sets the event, second raises."""
+    """First signal sets the flag's value, second raises."""
 
     def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
+        if stop.value:
             raise KeyboardInterrupt
-        stop.set()
+        stop.value = 1
 
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread alone
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -107,29 +112,42 @@ def _interrupts(stop: Any) -> Iterator[None]:
 
 
 def _here(jobs: Sequence[Job], tell: Tell, fail_fast: bool) -> bool:
-    stop = threading.Event()
+    stop = ctypes.c_byte(0)
     with _interrupts(stop):
         for job in jobs:
-            if stop.is_set():
+            if stop.value:
                 break
-            report = run_unit(job, stop.is_set)
+            report = run_unit(job, lambda: bool(stop.value))
             tell(report)
             if fail_fast and report.rows["error"]:
                 return True
-    return not stop.is_set()
+    return not stop.value
 
 
-def _start(plugins: Sequence[str], stop: Any) -> None:
-    global _stop
-    _stop = stop
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides, and sets the event
-    for plugin in plugins:
-        registry.load_plugin(plugin)
+# --- workers --------------------------------------------------------------------------------------
 
 
-def _work(job: Job) -> Report:
-    return run_unit(job, _stop.is_set)
+@dataclass(frozen=True)
+class _Task:
+    """A unit for a worker.
+
+    Args:
+        job: what to compute.
+        last: whether a death is final: it holds only cells at which a worker has died before, or
+            a worker has died before any cell.
+    """
+
+    job: Job
+    last: bool = False
+
+
+@dataclass
+class _Worker:
+    """A process, its task, and the cells that it has said it is at."""
+
+    process: Any
+    task: _Task
+    at: tuple[str, ...] = ()
 
 
 def _pool(
@@ -140,48 +158,121 @@ def _pool(
     beat: Beat,
     fail_fast: bool,
 ) -> bool:
-    from pebble import ProcessPool
-
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    spread = _over_devices(jobs, workers)
-    with (
-        _interrupts(stop),
-        ProcessPool(
-            workers, context=context, initializer=_start, initargs=(tuple(plugins), stop)
-        ) as pool,
-    ):
+    stop = context.RawValue("b", 0)  # without a lock, which a worker could take to its grave
+    todo = deque(_Task(job) for job in _over_devices(jobs, workers))
+    team: dict[Connection, _Worker] = {}
+    with _interrupts(stop):
         try:
-            waiting: dict[Future[Report], tuple[Job, int]] = {
-                pool.schedule(_work, args=[job]): (job, 1) for job in spread
-            }
-            while waiting:
-                finished, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            while team or (todo and not stop.value):
+                while todo and len(team) < workers and not stop.value:
+                    _hire(context, team, todo.popleft(), tuple(plugins), stop)
+                for pipe in wait(list(team), timeout=1):
+                    assert isinstance(pipe, Connection)
+                    report = _heard(pipe, team, todo, interrupted=bool(stop.value))
+                    if report is not None:
+                        tell(report)
+                        if fail_fast and report.rows["error"]:
+                            return True
                 beat()
-                for future in finished:
-                    job, attempt = waiting.pop(future)
-                    if future.cancelled():
-                        continue
-                    error = future.exception()
-                    if error is None:
-                        report = future.result()
-                    elif attempt == 1 and not stop.is_set():
-                        waiting[pool.schedule(_work, args=[job])] = (job, 2)
-                        continue
-                    else:
-                        report = _lost(job, error)
-                    tell(report)
-                    if fail_fast and report.rows["error"]:
-                        pool.stop()  # type: ignore[no-untyped-call]
-                        return True
-                if stop.is_set():
-                    for future in list(waiting):
-                        if future.cancel():
-                            del waiting[future]
         except KeyboardInterrupt:
-            pool.stop()  # type: ignore[no-untyped-call]
-            stop.set()
-    return not stop.is_set()
+            stop.value = 1
+        finally:
+            for worker in team.values():
+                worker.process.kill()
+                worker.process.join()
+    return not stop.value
+
+
+def _hire(
+    context: Any,
+    team: dict[Connection, _Worker],
+    task: _Task,
+    plugins: tuple[str, ...],
+    stop: Any,
+) -> None:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, plugins, stop))
+    resource_tracker.ensure_running()  # it would lift the mask
+    # A terminal's Ctrl-C reaches every process, also one that is still importing torch.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    team[ours] = _Worker(process, task)
+    with suppress(OSError):  # it is dead already, as the pipe will tell
+        ours.send(task.job)
+
+
+def _serve(pipe: Connection, plugins: tuple[str, ...], stop: Any) -> None:
+    """A worker's life: units in; where it is, and reports or an error, out."""
+    for number in _SIGNALS:  # the coordinator decides, and sets the flag
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    keep_freed_memory()
+    with suppress(EOFError, BrokenPipeError):  # the coordinator has gone
+        try:
+            for plugin in plugins:
+                registry.load_plugin(plugin)
+            while True:
+                pipe.send(run_unit(pipe.recv(), lambda: bool(stop.value), pipe.send))
+        except XbenchError as error:
+            pipe.send(error)
+
+
+def _heard(
+    pipe: Connection, team: dict[Connection, _Worker], todo: deque[_Task], *, interrupted: bool
+) -> Report | None:
+    """Acts on one message of a worker, or on its death; a report if a unit has ended.
+
+    Raises:
+        XbenchError: what the worker cannot go on from, such as a full disk.
+    """
+    worker = team[pipe]
+    try:
+        message = pipe.recv()
+    except (EOFError, OSError):
+        del team[pipe]
+        pipe.close()
+        worker.process.join()
+        return None if interrupted else _after_death(worker, todo)
+    if isinstance(message, XbenchError):
+        raise message
+    if not isinstance(message, Report):
+        worker.at = message
+        return None
+    if todo and not interrupted:
+        worker.task, worker.at = todo.popleft(), ()
+        with suppress(OSError):
+            pipe.send(worker.task.job)
+    else:
+        del team[pipe]
+        pipe.close()  # which ends the worker
+        worker.process.join()
+    return message
+
+
+def _after_death(worker: _Worker, todo: deque[_Task]) -> Report | None:
+    """Tries the unit again without the cells that the worker was at, and those once more alone."""
+    job, suspects = worker.task.job, set(worker.at)
+    if worker.task.last:
+        return _lost(job, worker.process.exitcode)
+    others = _restricted(job, lambda cell: cell not in suspects)
+    if others.portions:
+        todo.appendleft(replace(worker.task, job=others, last=not suspects))
+    if suspects:
+        todo.appendleft(_Task(_restricted(job, suspects.__contains__), last=True))
+    return None
+
+
+def _restricted(job: Job, keeps: Callable[[str], bool]) -> Job:
+    """The same unit with some of its cells."""
+    portions = (
+        (tuple(cell for cell in cells if keeps(cell[0])), images) for cells, images in job.portions
+    )
+    return replace(job, portions=tuple(portion for portion in portions if portion[0]))
 
 
 def _over_devices(jobs: Sequence[Job], workers: int) -> list[Job]:
@@ -191,25 +282,23 @@ def _over_devices(jobs: Sequence[Job], workers: int) -> list[Job]:
     return [replace(job, device=f"cuda:{at % workers}") for at, job in enumerate(jobs)]
 
 
-def _lost(job: Job, error: BaseException) -> Report:
-    """The report of a unit whose worker died twice; its rows say so and are tried again next
-    time.
-    """
+def _lost(job: Job, code: int) -> Report:
+    """The report of cells that cost a worker its life twice; the next run tries them again."""
     report = Report(job.name, job.images)
-    code = getattr(error, "exitcode", None)
-    words = (
-        f"worker died (exit code {code})"
-        if code is not None
-        else f"{type(error).__name__}: {error}"
-    )
-    status = f"error: {words}"
+    words = f"signal {-code}" if code < 0 else f"exit code {code}"
+    status = f"error: worker died ({words})"
     rows = [
         (cell, key, -1, -1, float("nan"), float("nan"), status)
         for cells, images in job.portions
         for cell, _, _ in cells
         for _, key in images
     ]
-    report.errors[f"unit {job.name}"] = status
+    entries = {
+        f"method {method.label}, metric {metric.label}"
+        for cells, _ in job.portions
+        for _, method, metric in cells
+    }
+    report.errors.update((f"{entry}: {status}", f"in unit {job.name}") for entry in entries)
     report.rows["error"] = len(rows)
     facts = {"provenance": provenance(job), "slice": job.number, "events": []}
     frame = pd.DataFrame(rows, columns=list(COLUMNS))

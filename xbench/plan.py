@@ -49,6 +49,7 @@ class Job:
     Args:
         dataset, model: what to load.
         layers: the model's roles, resolved.
+        weights: their hash, as in the cells' ids.
         target, seed: of the suite.
         rows: fixed forward shape.
         threads: of the process, pinned with the shape.
@@ -63,6 +64,7 @@ class Job:
     dataset: Choice
     model: Choice
     layers: tuple[tuple[str, str], ...]
+    weights: str
     target: Literal["predicted", "label"]
     seed: int
     rows: int
@@ -186,6 +188,7 @@ class Plan:
                     dataset=group.dataset,
                     model=group.model,
                     layers=tuple(sorted(group.sketch.layers.items())),
+                    weights=group.facts["model"]["weights"],
                     target=self.suite.target,
                     seed=self.suite.seed,
                     rows=pinned["rows"],

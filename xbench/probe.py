@@ -287,12 +287,16 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Clean:
-    """What one forward of the clean images left behind; gradients are of the target logit."""
+    """What one forward of the clean images left behind; gradients are of the target logit.
+
+    Layers that could not be recorded stand in ``refused``, with the reason.
+    """
 
     logits: Tensor
     image_gradient: Tensor | None
     activations: dict[str, Tensor]
     gradients: dict[str, Tensor]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -313,22 +317,21 @@ class CleanPass(Need[Clean]):
         inputs = on.inputs.detach().requires_grad_(self.image)
         with (
             torch.set_grad_enabled(differentiate),
-            recording(on.model.net, self.layers) as kept,
+            recording(on.model.net, self.layers) as (kept, refused),
         ):
             logits = on.model.logits(inputs)
             if not differentiate:
-                return Clean(logits, None, {}, {})
-            for path in self.layers:
-                if path not in kept:
-                    raise Unsupported(f"layer {path!r} takes no part in the forward")
-            wrt = ([inputs] if self.image else []) + [kept[path] for path in self.layers]
-            found = list(class_gradient(logits, on.target_among(logits.detach()), wrt))
+                return Clean(logits, None, {}, {}, {})
+            wrt = ([inputs] if self.image else []) + list(kept.values())
+            target = on.target_among(logits.detach())
+            found = list(class_gradient(logits, target, wrt)) if wrt else []
         image_gradient = found.pop(0) if self.image else None
         return Clean(
             logits.detach(),
             image_gradient,
-            {path: kept[path].detach() for path in self.layers},
-            dict(zip(self.layers, found, strict=True)),
+            {path: activation.detach() for path, activation in kept.items()},
+            dict(zip(kept, found, strict=True)),
+            refused,
         )
 
 
@@ -387,6 +390,8 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
 
     def compute(self, on: Probe) -> tuple[Tensor, Tensor]:
         clean, path = self.found(on), on.model.layer(self.layer)
+        if path in clean.refused:
+            raise Unsupported(f"layer {path!r} {clean.refused[path]}")
         activation, gradient = clean.activations[path], clean.gradients[path]
         if activation.ndim != 4:
             raise Unsupported(

@@ -23,7 +23,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -49,12 +49,16 @@ class Entry:
         name: what a suite writes.
         origin: module, file or distribution that provides it.
         load: gives the class; an installed plug-in is imported only here.
+        package: first part of the class's module path.
+        installed: whether an entry point promises it; its decorator then adds nothing.
     """
 
     kind: str
     name: str
     origin: str
     load: Callable[[], type]
+    package: str
+    installed: bool = False
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
@@ -89,10 +93,19 @@ def dataset(name: str) -> Callable[[T], T]:
 def _register(kind: str, name: str, cls: T) -> T:
     made: Any = validated(frozen=True, config=_STRICT)(cls)
     made.name = name
-    file = inspect.getsourcefile(cls) or "?"
-    origin = cls.__module__ if cls.__module__.startswith("xbench.") else file
-    _add(Entry(kind, name, origin, lambda: made))
+    package = cls.__module__.partition(".")[0]
+    _add(Entry(kind, name, _origin(cls), lambda: made, package))
     return made  # type: ignore[no-any-return]
+
+
+def _origin(cls: type) -> str:
+    """Module of a built-in, file of a plug-in, or the module of what was typed at a prompt."""
+    if cls.__module__.startswith("xbench."):
+        return cls.__module__
+    try:
+        return inspect.getsourcefile(cls) or cls.__module__
+    except (OSError, TypeError):  # a notebook or "python -c" has no file
+        return cls.__module__
 
 
 def _add(entry: Entry) -> None:
@@ -102,11 +115,18 @@ def _add(entry: Entry) -> None:
             f"segments of letters, digits, '.', '_' and '-'"
         )
     known = _entries[entry.kind].get(entry.name)
-    if known is not None and known.origin != entry.origin:
-        raise UsageError(
-            f"{entry.kind[:-1]} {entry.name!r} is provided twice, by {known.origin} and by "
-            f"{entry.origin}; rename or uninstall one of them"
+    if known is not None:
+        if known.installed != entry.installed and known.package == entry.package:
+            return  # an entry point and the decorator behind it: whoever comes first
+        # one class defined again is a notebook's cell run again
+        same = known.origin == entry.origin and (
+            entry.installed or known.load().__qualname__ == entry.load().__qualname__
         )
+        if not same:
+            raise UsageError(
+                f"{entry.kind[:-1]} {entry.name!r} is provided twice, by {known.origin} and by "
+                f"{entry.origin}; rename or uninstall one of them"
+            )
     _entries[entry.kind][entry.name] = entry
 
 
@@ -116,38 +136,42 @@ def entries(kind: str) -> dict[str, Entry]:
         _scanned.add(kind)
         importlib.import_module(f"xbench.{kind}")
         for point in entry_points(group=f"xbench.{kind}"):
-            owner = point.dist.name if point.dist is not None else point.value
-            _add_plugin(kind, point.name, f"{owner} ({point.value})", point.load)
+            _add_installed(kind, point)
     return dict(sorted(_entries[kind].items()))
 
 
-def _add_plugin(kind: str, name: str, origin: str, load: Callable[[], type]) -> None:
-    def loaded() -> type:
-        before = _entries[kind].pop(name)  # the module's own decorator will add it again
+def _add_installed(kind: str, point: EntryPoint) -> None:
+    owner = point.dist.name if point.dist is not None else point.value
+    origin = f"{owner} ({point.value})"
+
+    def load() -> type:
         try:
-            cls = load()
+            cls: type = point.load()
         except Exception as error:
-            _entries[kind][name] = before
             _broken[origin] = f"{type(error).__name__}: {error}"
             raise UsageError(
-                f"plug-in {origin} provides {kind[:-1]} {name!r} but fails to import: "
+                f"plug-in {origin} provides {kind[:-1]} {point.name!r} but fails to import: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        _entries[kind][name] = dataclasses.replace(before, load=lambda: cls)
+        if getattr(cls, "name", None) != point.name or not dataclasses.is_dataclass(cls):
+            raise UsageError(
+                f"plug-in {origin} provides {kind[:-1]} {point.name!r}, but that is not a class "
+                f"with the decorator @xbench.{kind[:-1]}({point.name!r})"
+            )
         return cls
 
+    package = point.module.partition(".")[0]
     try:
-        _add(Entry(kind, name, origin, loaded))
+        _add(Entry(kind, point.name, origin, load, package, installed=True))
     except UsageError as error:
-        _broken[origin] = str(error)
-        known = _entries[kind].get(name)
+        message = _broken[origin] = str(error)
+        known = _entries[kind].get(point.name)
         if known is not None:
-            message = str(error)
 
             def refuse() -> type:
                 raise UsageError(message)
 
-            _entries[kind][name] = dataclasses.replace(known, load=refuse)
+            _entries[kind][point.name] = dataclasses.replace(known, load=refuse)
 
 
 def broken_plugins() -> dict[str, str]:
@@ -183,7 +207,11 @@ def load_plugin(name: str) -> None:
                 raise UsageError(f"plug-in file {name!r} cannot be read as Python")
             module = importlib.util.module_from_spec(spec)
             sys.modules[module_name] = module
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[module_name]  # half of a module must not pass for it
+                raise
         else:
             importlib.import_module(name)
     except UsageError:
@@ -224,6 +252,9 @@ def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> An
     Raises:
         UsageError: on an unknown name or key, a wrong type or a value out of range.
     """
+    for key in params or {}:
+        if not isinstance(key, str):
+            raise UsageError(f"{kind[:-1]} {name!r} has no parameter {key!r}")
     try:
         return find(kind, name)(**tuples(dict(params or {})))
     except ValidationError as error:
@@ -287,10 +318,11 @@ def identity(entry: Any) -> dict[str, Any]:
 
 def changed_parameters(entry: Any) -> dict[str, Any]:
     """The parameters that differ from their defaults."""
+    declared = type(entry).__pydantic_fields__  # knows a default however it was written
     return {
-        field.name: getattr(entry, field.name)
-        for field in fields(type(entry))
-        if getattr(entry, field.name) != field.default
+        name: getattr(entry, name)
+        for name, field in declared.items()
+        if getattr(entry, name) != field.get_default(call_default_factory=True)
     }
 
 

@@ -47,7 +47,10 @@ def run_suite(
     console = Console(stderr=True)
     began = time.monotonic()
     plan = make_plan(suite, data)
-    store = Store(out / ("store" if not fresh else f"store-{_stamp()}"))
+    store = Store(out / "store")
+    if fresh and store.root.exists():
+        aside = store.root.rename(out / f"store-{_stamp()}")
+        _notice(console, f"what was stored is now in {aside}")
     sweep(out)
     for notice in plan.pin(store):
         _notice(console, notice)

@@ -28,6 +28,7 @@ from .suite import Choice
 from .types import Batch, Model, Passes, Sample, Source
 
 Stop = Callable[[], bool]
+Mark = Callable[[tuple[str, ...]], object]
 Row = tuple[str, str, int, int, float, float, str]
 """The columns of a part file, in order."""
 
@@ -79,9 +80,14 @@ def _source(dataset: Choice, data: Path | None) -> Source:
 
 @functools.lru_cache(maxsize=1)
 def _model(
-    choice: Choice, layers: tuple[tuple[str, str], ...], data: Path | None, device: str
+    choice: Choice,
+    layers: tuple[tuple[str, str], ...],
+    weights: str,
+    data: Path | None,
+    device: str,
 ) -> Model:
-    return load_model(choice.make().describe(data), choice.label, dict(layers), device)
+    network = choice.make().describe(data)
+    return load_model(network, choice.label, dict(layers), device, planned=weights)
 
 
 def provenance(job: Job) -> dict[str, Any]:
@@ -119,17 +125,18 @@ def _processor() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def run_unit(job: Job, stop: Stop = lambda: False) -> Report:
+def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: None) -> Report:
     """Computes what a job lacks and writes it as one part file.
 
     A method or metric that raises fails its own cells, with the error stored. When ``stop`` becomes
-    true, what is finished is written and the report says ``stopped``.
+    true, what is finished is written and the report says ``stopped``. ``mark`` is told the cells
+    that are about to be computed, or none of them for what all share, in case it ends the process.
     """
     report = Report(job.name, job.images)
     began, threads = time.monotonic(), torch.get_num_threads()
     torch.set_num_threads(job.threads)
     try:
-        rows = [row for batch in _batches(job, report, stop) for row in batch]
+        rows = [row for batch in _batches(job, report, stop, mark) for row in batch]
     finally:
         torch.set_num_threads(threads)
     report.seconds = time.monotonic() - began
@@ -142,9 +149,9 @@ def run_unit(job: Job, stop: Stop = lambda: False) -> Report:
     return report
 
 
-def _batches(job: Job, report: Report, stop: Stop) -> Iterator[list[Row]]:
+def _batches(job: Job, report: Report, stop: Stop, mark: Mark) -> Iterator[list[Row]]:
     try:
-        model = _model(job.model, job.layers, job.data, job.device)
+        model = _model(job.model, job.layers, job.weights, job.data, job.device)
         source = _source(job.dataset, job.data)
     except Exception as error:  # NaN weights, a plug-in's network that cannot be built
         status = report.failure(error, f"model {job.model.label}")
@@ -153,18 +160,17 @@ def _batches(job: Job, report: Report, stop: Stop) -> Iterator[list[Row]]:
         return
     with prepared(model.net) as meter:
         for cells, images in job.portions:
-            work = _Work(job, cells, model, meter, report, stop)
+            work = _Work(job, cells, model, meter, report, stop, mark)
             for start in range(0, len(images), job.rows):
+                report.stopped = report.stopped or stop()
+                if report.stopped:
+                    break
+                mark(())
                 chosen = images[start : start + job.rows]
-                batch, failed = _load(source, chosen, report, job.device)
-                yield [
-                    _blank(cell, key, "failed: decode") for cell, _, _ in cells for key in failed
-                ]
+                batch, failed = _load(source, chosen, report, job)
+                yield [_blank(cell, *row) for cell, _, _ in cells for row in failed]
                 if batch is not None:
                     yield from work.rows(batch, job.rows)
-                if stop():
-                    report.stopped = True
-                    break
         report.passes = Passes(meter.forward, meter.backward)
         report.padding, report.retried = meter.padding, meter.retried
 
@@ -174,18 +180,22 @@ def _blank(cell: str, key: str, status: str) -> Row:
 
 
 def _load(
-    source: Source, images: Sequence[tuple[int, str]], report: Report, device: str
-) -> tuple[Batch | None, list[str]]:
-    """The readable images as a batch, and the keys of the others."""
-    samples = source.load([position for position, _ in images])
+    source: Source, images: Sequence[tuple[int, str]], report: Report, job: Job
+) -> tuple[Batch | None, list[tuple[str, str]]]:
+    """The readable images as a batch, and (key, status) of the others."""
     good, failed = [], []
-    for (_, key), sample in zip(images, samples, strict=True):
-        if isinstance(sample, BadImage):
-            failed.append(key)
-            report.errors.setdefault(f"image {key}", str(sample))
-        else:
-            good.append((key, sample))
-    return (collate(good, device) if good else None), failed
+    try:
+        samples = source.load([position for position, _ in images])
+        for (_, key), sample in zip(images, samples, strict=True):
+            if isinstance(sample, BadImage):
+                failed.append((key, "failed: decode"))
+                report.errors.setdefault(f"image {key}: {sample}", str(sample))
+            else:
+                good.append((key, sample))
+        return (collate(good, job.device) if good else None), failed
+    except (Exception, SystemExit) as error:
+        status = report.failure(error, f"data set {job.dataset.label}")
+        return None, [(key, status) for _, key in images]
 
 
 def collate(samples: Sequence[tuple[str, Sample]], device: str) -> Batch:
@@ -211,6 +221,7 @@ class _Work:
     meter: Meter
     report: Report
     stop: Stop
+    mark: Mark
 
     @functools.cached_property
     def by_method(self) -> dict[Choice, list[tuple[str, Any]]]:
@@ -271,10 +282,13 @@ class _Work:
             yield from self._all(batch, self.report.failure(error, f"model {self.model.name}"))
             return
         for choice, asked in self.by_method.items():
+            self.mark(tuple(cell for cell, _ in asked))
             explanation: Explanation | str = self._explanation(probe, choice)
             for cell, metric in asked:
                 if self.stop():
+                    self.report.stopped = True
                     return
+                self.mark((cell,))
                 where = f"method {choice.label}, metric {metric.name}"
                 outcomes = self._outcomes(metric, explanation, where, len(clean))
                 for known, outcome in zip(clean, outcomes, strict=True):

@@ -201,7 +201,7 @@ class Leaderboard:
     Args:
         title: data set, model, number of images, accuracy.
         methods: labels, best first; those without a rank are control maps, listed apart.
-        metrics: labels.
+        metrics: labels; a metric that was skipped for all methods is only in ``marks``.
         means: by method and metric; NaN where there is no score.
         ranks: mean rank over the faithfulness metrics; a missing score has the worst rank.
         headings: metric label to heading, with arrow and baseline.
@@ -239,10 +239,11 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
     faithful = [name for name, m in metrics.items() if getattr(m, "family", "") == "faithfulness"]
     ranks = _mean_ranks(ranked, {name: metrics[name] for name in faithful or metrics}, means)
     order = sorted(ranked, key=ranks.__getitem__)
+    shown = [n for n in metrics if any(r["status"] != "skipped" for r in rows if r["metric"] == n)]
     return Leaderboard(
         title=_title(results, group),
         methods=(*order, *(name for name in controls if name not in ranks)),
-        metrics=tuple(metrics),
+        metrics=tuple(shown or metrics),
         means=means,
         ranks=ranks,
         headings={label: _heading(group, label) for label in metrics},
@@ -321,7 +322,7 @@ def render(results: Results, form: Format, width: int | None = None, colour: boo
     for board in leaderboards(results):
         console.print(_terminal(board))
         _footnotes(board, console)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
 
 
 def _number(value: float, largest: float) -> str:
@@ -381,6 +382,7 @@ def _footnotes(board: Leaderboard, console: Console) -> None:
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
         console.print(f"* {', '.join(cells[:3])}{more}: {reason}", markup=False)
+    console.print()
 
 
 def _markdown(board: Leaderboard) -> str:

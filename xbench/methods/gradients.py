@@ -100,7 +100,7 @@ class VarGrad(SmoothGrad):
         noise: as in ``smooth_grad``, whose passes it shares.
         samples: at least 2.
 
-    Source: Adebayo et al. 2018, arXiv:1810.03292.
+    Source: Adebayo et al. 2018, arXiv:1810.03307.
     """
 
     samples: SeveralSamples = 20
@@ -118,7 +118,7 @@ class AbsoluteGrad(SmoothGrad):
     Args:
         noise, samples: as in ``smooth_grad``, whose passes it shares.
 
-    Source: Huang et al. 2024, Guided AbsoluteGrad, arXiv:2404.15564.
+    Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
     def __call__(self, probe: Probe) -> Tensor:
@@ -139,7 +139,7 @@ class GuidedAbsoluteGrad(SmoothGrad):
         percentile: of the variance within each channel, 0 to 100, linear between order statistics;
             85 is the paper's choice. At 100 every pixel is weighted by its variance.
 
-    Source: Huang et al. 2024, Guided AbsoluteGrad, arXiv:2404.15564.
+    Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
     samples: SeveralSamples = 20

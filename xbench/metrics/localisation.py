@@ -5,6 +5,7 @@ A mask that marks nothing, or all, has no object to find: the image's row is ``f
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -58,7 +59,7 @@ class MAE(AgainstMask):
     Args:
         sign: how a signed map is read before it is scaled to [0, 1] per image.
 
-    Source: Huang et al. 2024, arXiv:2404.15564, section 5.
+    Source: Huang and Liu 2024, arXiv:2404.15564, section 5.
     """
 
     sign: Sign = "magnitude"
@@ -91,4 +92,6 @@ class LogCoshDice(AgainstMask):
         saliency, mask, known = self.pixels(explanation)
         overlap = (saliency * mask * known).sum(1)
         total = (saliency * known).sum(1) + (mask * known).sum(1)
-        return (1 - (2 * overlap + 1) / (total + 1)).cosh().log()
+        loss = 1 - (2 * overlap + 1) / (total + 1)
+        # log cosh x; torch's cosh rounds by the place in the batch
+        return (loss + torch.log1p(torch.exp(-2 * loss)) - math.log(2)).clamp_min(0)

@@ -31,7 +31,7 @@ class RCAP:
         baseline: black, in pixel space, as in the authors' code.
         sign: how a signed map is read before scaling.
 
-    Source: Huang et al. 2024, Guided AbsoluteGrad, arXiv:2404.15564.
+    Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
     lower_bound: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,11 +29,7 @@ def weights_hash(network: Network) -> str:
         UsageError: if the file does not exist.
     """
     if network.weights is None:
-        digest = hashlib.sha256()
-        for key, value in sorted(network.build().state_dict().items()):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return _state_hash(network.build())
     if not network.weights.is_file():
         raise UsageError(
             f"weights {str(network.weights)!r} do not exist; a relative path is looked for in the "
@@ -42,6 +37,14 @@ def weights_hash(network: Network) -> str:
         )
     facts = network.weights.stat()
     return _file_hash(network.weights, facts.st_size, facts.st_mtime_ns)
+
+
+def _state_hash(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(net.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def describe_layers(network: Network, size: tuple[int, int]) -> tuple[nn.Module, dict[str, str]]:
@@ -60,13 +63,36 @@ def describe_layers(network: Network, size: tuple[int, int]) -> tuple[nn.Module,
     return net, layers
 
 
-def load_model(network: Network, name: str, layers: Mapping[str, str], device: str) -> Model:
+def load_model(
+    network: Network,
+    name: str,
+    layers: Mapping[str, str],
+    device: str,
+    *,
+    planned: str | None = None,
+) -> Model:
     """The model with its weights, in evaluation mode, on a device.
 
+    Args:
+        network, name, layers, device: what to load, what to call it, its roles, where to.
+        planned: the hash that the weights must have, where scores are named by it.
+
     Raises:
-        BadWeights: if the file is damaged, does not fit, or holds values that are not finite.
+        BadWeights: if the file is damaged, does not fit, holds values that are not finite, or is
+            not the planned one.
     """
     net = network.build()
+    if planned is not None:
+        found = _state_hash(net) if network.weights is None else weights_hash(network)
+        if found != planned:
+            raise BadWeights(
+                f"weights of {name!r} are not those that the run was planned with: "
+                + (
+                    "each build draws others, so seed them in 'build'"
+                    if network.weights is None
+                    else f"{str(network.weights)!r} has changed meanwhile; run again"
+                )
+            )
     if network.weights is not None:
         _fill(net, _read(network.weights), network.weights)
     broken = [key for key, value in net.state_dict().items() if not value.isfinite().all()]
@@ -83,9 +109,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix in (".pt", ".pth"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-            return dict(state.get("state_dict", state))
+            state = dict(state.get("state_dict", state))
+            for key, value in state.items():
+                if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                    raise TypeError(f"{key!r} is no dense tensor")
+            return state
         return load_file(path)
-    except (safetensors.SafetensorError, Exception) as error:  # damaged files raise many types
+    except Exception as error:  # damaged files raise many types
         raise BadWeights(
             f"weights {str(path)!r} cannot be read ({type(error).__name__}: {str(error)[:200]}); "
             "expected safetensors, or a .pt file of tensors alone"
