@@ -28,6 +28,7 @@ _UNGUIDED = {
     "ClampBackward1": "a clamp",
     "ClampMinBackward0": "a clamp",
     "MaximumBackward0": "a maximum",
+    "ThresholdBackward0": "a threshold",
 }
 
 
@@ -46,12 +47,12 @@ class Meter:
     backward: int = 0
     padding: int = 0
     retried: int = 0
-    _share: tuple[int, int] = field(default=(1, 1), repr=False)
+    _share: tuple[int, int, int] = field(default=(1, 1, 0), repr=False)
 
     @contextmanager
     def padded(self, real: int, rows: int) -> Iterator[None]:
         """Inside, of every ``rows`` rows only ``real`` count; the others are padding."""
-        before, self._share = self._share, (real, rows)
+        before, self._share = self._share, (real, rows, 0)
         try:
             yield
         finally:
@@ -68,8 +69,10 @@ class Meter:
                 f"the network returns {shape}, not logits of shape (images, classes); "
                 "wrap it in a module that returns the logits alone"
             )
-        real, rows = self._share
-        counted = logits.shape[0] * real // rows
+        real, rows, seen = self._share
+        after = seen + logits.shape[0]
+        counted = after * real // rows - seen * real // rows  # exact for rows in any portions
+        self._share = (real, rows, after % rows)
         self.forward += counted
         self.padding += logits.shape[0] - counted
         if logits.requires_grad:
@@ -152,7 +155,8 @@ def recording(
             if torch.is_grad_enabled() and not output.requires_grad:
                 output = output.detach().requires_grad_()
             kept[path] = output
-            return output.clone()  # a later in-place operation would overwrite what we keep
+            passed: Tensor = output.clone()  # a later in-place step would overwrite what we keep
+            return passed
 
         return hook
 
@@ -183,26 +187,28 @@ def class_gradient(
 class GuidedRule:
     """Springenberg et al. (2015): only positive signals pass a ReLU or ReLU6 on their way back."""
 
-    calls: int = 0
+    guided: set[Any] = field(default_factory=set)
 
     def check(self, logits: Tensor, *, allow_no_relu: bool = False) -> None:
-        """Compares the graph behind the logits with the calls that were guided.
+        """Compares the graph behind the logits with the nodes that were guided.
 
         Raises:
             Unsupported: if a rectifier escaped, or if there is none.
         """
         nodes = _graph_nodes(logits)
-        rectifiers = sum(nodes.get(name, 0) for name in _RECTIFIERS)
-        if rectifiers > self.calls:
+        rectifiers = {node for node in nodes if node.name() in _RECTIFIERS}
+        escaped = rectifiers - self.guided
+        if escaped:
             raise Unsupported(
-                f"{rectifiers - self.calls} of {rectifiers} ReLUs are functional calls (F.relu, "
+                f"{len(escaped)} of {len(rectifiers)} ReLUs are functional calls (F.relu, "
                 "torch.relu), which the guided rule cannot reach; use nn.ReLU modules built in "
                 "__init__"
             )
+        names = {node.name() for node in nodes}
         for name, words in _UNGUIDED.items():
-            if name in nodes:
+            if name in names:
                 raise Unsupported(f"the guided rule is defined for ReLU and ReLU6, not for {words}")
-        if self.calls == 0 and not allow_no_relu:
+        if not rectifiers and not allow_no_relu:
             raise Unsupported(
                 "the network has no ReLU or ReLU6 module, so the guided gradient would be the "
                 "plain one; allow_no_relu: true accepts that"
@@ -218,7 +224,7 @@ def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
 
     def guide(module: nn.Module, args: Any, output: Tensor) -> None:
         if output.requires_grad:
-            rule.calls += 1
+            rule.guided.add(output.grad_fn)
             # the whole signal that arrives at the output, from all its consumers
             _on_gradient(output, lambda gradient: gradient.clamp_min(0))
 
@@ -234,9 +240,8 @@ def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
             handle.remove()
 
 
-def _graph_nodes(output: Tensor) -> dict[str, int]:
-    """How often each kind of node occurs in the graph behind a tensor."""
-    counts: dict[str, int] = {}
+def _graph_nodes(output: Tensor) -> set[Any]:
+    """The nodes of the graph behind a tensor."""
     seen: set[Any] = set()
     waiting = [output.grad_fn]
     while waiting:
@@ -244,9 +249,8 @@ def _graph_nodes(output: Tensor) -> dict[str, int]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        counts[node.name()] = counts.get(node.name(), 0) + 1
         waiting.extend(parent for parent, _ in node.next_functions)
-    return counts
+    return seen
 
 
 def last_feature_map(net: nn.Module, inputs: Tensor) -> str | None:

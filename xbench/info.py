@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -10,7 +11,7 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from . import registry
 from .errors import UsageError, XbenchError
@@ -74,9 +75,10 @@ def _describe(entry: registry.Entry) -> str:
     fields = registry.fields(cls)
     if fields:
         lines.append("Parameters:")
+        types = get_type_hints(cls, include_extras=True)
         for field in fields:
             default = "required" if _is_required(field) else f"default {field.default!r}"
-            lines.append(f"  {field.name}: {_type_words(field.type)}, {default}")
+            lines.append(f"  {field.name}: {_type_words(types[field.name])}, {default}")
     for fact in ("better", "range", "family", "control", "class_agnostic", "undefined"):
         value = getattr(cls, fact, None)
         if value is not None and not isinstance(value, property):
@@ -90,16 +92,29 @@ def _describe(entry: registry.Entry) -> str:
     return "\n".join(lines)
 
 
-def _is_required(field: Any) -> bool:
-    import dataclasses
-
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _type_words(kind: Any) -> str:
-    return (kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))).replace(
-        "typing.", ""
-    )
+    """``int >= 1``, ``'black' | 'mean'``, ``tuple of 3 float``: a type as a user reads it."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Annotated:
+        bounds = [
+            f"{sign} {getattr(bound, name)}"
+            for info in arguments[1:]
+            for bound in getattr(info, "metadata", [])
+            for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+            if hasattr(bound, name)
+        ]
+        return " ".join([_type_words(arguments[0]), " and ".join(bounds)]).strip()
+    if get_origin(kind) is Literal:
+        return " | ".join(map(repr, arguments))
+    if get_origin(kind) is tuple:
+        return f"tuple of {len(arguments)} {_type_words(arguments[0])}"
+    if arguments:
+        return " | ".join(map(_type_words, arguments))
+    return "null" if kind is type(None) else str(getattr(kind, "__name__", kind))
 
 
 def _passes(cls: Any) -> str:

@@ -28,7 +28,9 @@ def weighted_sum(weight: Tensor, activation: Tensor) -> Tensor:
 def upsample(maps: Tensor, like: Tensor) -> Tensor:
     """(N, h, w) to the H x W of ``like``: bilinear on pixel centres (``align_corners=False``)."""
     size = like.shape[-2:]
-    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    large = functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    # the weights add up to 1 but for rounding, which min-max would blow up to a map of noise
+    return large.where(~is_constant(maps)[:, None, None], maps[:, :1, :1])
 
 
 def with_sign(maps: Tensor, sign: Sign) -> Tensor:

@@ -213,15 +213,14 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> 
         )
     for key, setting in settings:
         value = _with(value, key.split("."), setting, key)
+    reader = _Reader(document)
+    listed = {kind: value.get(kind) for kind in registry.KINDS}
+    chosen = {k: reader.choices(k, items) for k, items in listed.items() if isinstance(items, list)}
     try:
         file = _File.model_validate(value)
     except ValidationError as error:
-        raise SuiteError([_sentence(document, problem) for problem in error.errors()]) from None
-    reader = _Reader(document)
-    chosen = {
-        kind: reader.choices(kind, getattr(file, kind))
-        for kind in ("datasets", "models", "methods", "metrics")
-    }
+        found = [_sentence(document, problem) for problem in error.errors()]
+        raise SuiteError([*found, *reader.problems]) from None
     if reader.problems:
         raise SuiteError(reader.problems)
     cells = 1

@@ -1,0 +1,478 @@
+"""Laws of hooks and gradients: the network is found again as it was, and what is read is right."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import captum.attr
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xbench.autograd import (
+    Meter,
+    class_gradient,
+    guided_relu,
+    last_feature_map,
+    module_at,
+    prepared,
+    recording,
+)
+from xbench.errors import Unsupported, UsageError
+from xbench.testing import SIDE, LinearNetwork, toy_batch, toy_network
+
+IMAGES = toy_batch(4).images
+TARGET = torch.tensor([0, 1, 2, 3])
+
+
+class InPlace(nn.Module):
+    """The toy network as many are written: in-place and reused activations, a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        plain = toy_network()
+        self.conv1, self.conv2, self.linear = plain[0], plain[2], plain[6]
+        self.norm = nn.BatchNorm2d(8).double()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.conv1(images))
+        x = self.relu(self.norm(self.conv2(x)))
+        y = self.relu(x - 0.1)
+        return self.linear((x + y).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Written(nn.Module):
+    """A forward that a test writes down, over the toy network's layers."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        plain = toy_network()
+        self.conv1, self.relu, self.conv2, self.linear = plain[0], plain[1], plain[2], plain[6]
+        self.between = between
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv2(self.relu(self.conv1(images)))
+        return self.linear(self.between(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def facts(net: nn.Module) -> list[Any]:
+    """Everything that must be found again."""
+    found: list[Any] = [
+        (m.training, getattr(m, "inplace", None), len(m._forward_hooks), len(m._backward_hooks))
+        for m in net.modules()
+    ]
+    found += [(p.requires_grad, p.grad is None) for p in net.parameters()]
+    return found + [value.tolist() for value in net.state_dict().values()]
+
+
+def input_gradient(net: nn.Module, images: Tensor = IMAGES) -> tuple[Tensor, Tensor]:
+    """Logits and the target's gradient towards the images."""
+    images = images.clone().requires_grad_()
+    logits = net(images)
+    return logits, class_gradient(logits, TARGET[: len(images)], (images,))[0]
+
+
+# --- prepared -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_a_network_is_found_again_as_it_was(error: type[BaseException] | None) -> None:
+    net = InPlace().train()
+    net.norm.eval()
+    net.linear.weight.requires_grad_(False)
+    before = facts(net)
+    try:
+        with prepared(net):
+            net(IMAGES)
+            if error:
+                raise error("inside")
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    assert facts(net) == before
+
+
+def test_inside_a_network_is_evaluated_frozen_and_not_in_place() -> None:
+    net = InPlace().train()
+    with prepared(net):
+        assert not any(module.training for module in net.modules())
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        assert not net.relu.inplace
+    assert net.relu.inplace
+
+
+def test_an_in_place_network_has_the_gradient_of_its_twin() -> None:
+    net = InPlace().eval()
+    twin = copy.deepcopy(net)
+    twin.relu.inplace = False
+    with prepared(net):
+        found = input_gradient(net)
+    for value, expected in zip(found, input_gradient(twin), strict=True):
+        assert torch.equal(value, expected)
+
+
+# --- recording ------------------------------------------------------------------------------------
+
+
+def test_a_recorded_layer_is_its_output_and_its_gradient_the_chain_rule() -> None:
+    net = toy_network().requires_grad_(False)
+    with recording(net, ["3"]) as (kept, refused):
+        logits = net(IMAGES)
+    (gradient,) = class_gradient(logits, TARGET, (kept["3"],))
+    assert not refused
+    assert torch.equal(kept["3"], net[:4](IMAGES))
+    # each of the 64 positions gets an equal share of the target's weight row
+    expected = (net[6].weight[TARGET] / 64)[:, :, None, None].expand(4, 8, 8, 8)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_recording_changes_no_logit() -> None:
+    net = toy_network()
+    plain = net(IMAGES)
+    with recording(net, ["0", "1", "2", "3"]):
+        assert torch.equal(net(IMAGES), plain)
+
+
+def test_an_in_place_step_after_a_layer_does_not_overwrite_what_is_kept() -> None:
+    net = Written(functional.relu_)
+    with recording(net, ["conv2"]) as (kept, _):
+        logits = net(IMAGES)
+    assert kept["conv2"].min() < 0
+    assert torch.equal(kept["conv2"], net.conv2(net.relu(net.conv1(IMAGES))))
+    twin = Written(functional.relu)
+    with recording(twin, ["conv2"]) as (expected, _):
+        other = twin(IMAGES)
+    for value, wanted in zip(
+        class_gradient(logits, TARGET, (kept["conv2"],)),
+        class_gradient(other, TARGET, (expected["conv2"],)),
+        strict=True,
+    ):
+        assert torch.equal(value, wanted)
+
+
+def test_the_graph_begins_at_the_recorded_layer() -> None:
+    net = toy_network().requires_grad_(False)
+    with recording(net, ["3"]) as (kept, _):
+        net(IMAGES)
+    assert kept["3"].is_leaf
+    assert kept["3"].requires_grad
+
+
+def test_with_several_layers_the_graph_begins_at_the_first() -> None:
+    net = toy_network().requires_grad_(False)
+    with recording(net, ["3", "1"]) as (kept, _):
+        logits = net(IMAGES)
+    assert kept["1"].is_leaf
+    assert not kept["3"].is_leaf
+    first, last = class_gradient(logits, TARGET, (kept["1"], kept["3"]))
+    images = IMAGES.clone().requires_grad_()
+    (through,) = torch.autograd.grad(net[:2](images), images, first)
+    torch.testing.assert_close(through, input_gradient(net)[1])
+    assert last.shape == (4, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("relu", "is called more than once in a forward; name the module around it"),
+        ("pair", "returns tuple, not a tensor"),
+        ("idle", "takes no part in the forward"),
+    ],
+)
+def test_a_layer_that_cannot_be_kept_is_refused_and_the_others_are_kept(
+    path: str, reason: str
+) -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    class Odd(InPlace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair, self.idle = Pair(), nn.Identity()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(self.pair(images)[0])
+
+    net = Odd().eval()
+    with prepared(net), recording(net, [path, "conv2"]) as (kept, refused):
+        net(IMAGES)
+    assert list(kept) == ["conv2"]
+    assert refused == {path: reason}
+
+
+def test_an_unknown_layer_names_the_networks_children() -> None:
+    with (
+        pytest.raises(UsageError, match=r"no module 'layer5'; its children are conv1, relu"),
+        recording(Written(functional.relu), ["conv1", "layer5"]),
+    ):
+        pass
+
+
+def test_hooks_of_a_recording_are_gone_also_after_an_error() -> None:
+    net = toy_network()
+    before = facts(net)
+    for layers in (["3"], ["3", "nowhere"]):
+        with pytest.raises((RuntimeError, UsageError)), recording(net, layers):
+            raise RuntimeError
+        assert facts(net) == before
+
+
+def test_a_module_is_found_by_its_path() -> None:
+    net = nn.Sequential(toy_network())
+    assert module_at(net, "0.3") is net[0][3]
+
+
+# --- class gradients ------------------------------------------------------------------------------
+
+
+def test_the_class_gradient_of_a_linear_network_is_the_targets_weight_row() -> None:
+    weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _, gradient = input_gradient(LinearNetwork(weight), torch.rand(4, 3, 2, 2).double())
+    assert torch.equal(gradient.flatten(1), weight[TARGET])
+
+
+def test_an_image_of_another_class_has_no_part_in_a_gradient() -> None:
+    net = toy_network()
+    whole = input_gradient(net)[1]
+    for at in range(4):
+        images = IMAGES[at : at + 1].clone().requires_grad_()
+        (alone,) = class_gradient(net(images), TARGET[at : at + 1], (images,))
+        torch.testing.assert_close(whole[at : at + 1], alone)
+
+
+def test_a_tensor_without_influence_gets_zeros() -> None:
+    net, other = toy_network(), torch.ones(2, 3, requires_grad=True)
+    images = IMAGES.clone().requires_grad_()
+    _, nothing = class_gradient(net(images), TARGET, (images, other))
+    assert torch.equal(nothing, torch.zeros(2, 3))
+
+
+# --- the guided rule ------------------------------------------------------------------------------
+
+
+class GuidedFunction(torch.autograd.Function):
+    """The rule as it is written: 1[low < u < high] [dv]_+."""
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, high: float) -> Tensor:
+        context.save_for_backward(inputs)
+        context.high = high
+        return inputs.clamp(0, high)
+
+    @staticmethod
+    def backward(context: Any, signal: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (inputs,) = context.saved_tensors
+        return signal.clamp_min(0) * ((inputs > 0) & (inputs < context.high)), None
+
+
+class GuidedModule(nn.Module):
+    def __init__(self, high: float) -> None:
+        super().__init__()
+        self.high = high
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return GuidedFunction.apply(inputs, self.high)  # type: ignore[no-any-return]
+
+
+def guided_gradient(net: nn.Module, scale: float = 1.0) -> Tensor:
+    with prepared(net), guided_relu(net) as rule:
+        logits, gradient = input_gradient(net, IMAGES * scale)
+        rule.check(logits)
+    return gradient
+
+
+def explicit_gradient(net: nn.Module, scale: float = 1.0) -> Tensor:
+    """The same with the rule's own function in place of every ReLU."""
+    net = copy.deepcopy(net).eval()
+    for parent in list(net.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.ReLU | nn.ReLU6):
+                high = 6.0 if isinstance(module, nn.ReLU6) else float("inf")
+                setattr(parent, name, GuidedModule(high))
+    return input_gradient(net, IMAGES * scale)[1]
+
+
+def test_the_guided_gradient_is_the_rule_written_as_a_function() -> None:
+    net = toy_network()
+    found = guided_gradient(net)
+    assert found.abs().max() > 0
+    assert not torch.allclose(found, input_gradient(net)[1])
+    torch.testing.assert_close(found, explicit_gradient(net))
+
+
+def test_the_rule_covers_relu6_and_stops_above_six() -> None:
+    net = toy_network()
+    net[1], net[3] = nn.ReLU6(), nn.ReLU6(inplace=True)
+    scale = 30.0  # so that some units lie above 6
+    assert net[0](IMAGES * scale).max() > 6
+    found = guided_gradient(net, scale)
+    torch.testing.assert_close(found, explicit_gradient(net, scale))
+
+
+def test_the_rule_acts_on_every_call_of_a_reused_relu_and_on_the_sum_of_its_consumers() -> None:
+    net = InPlace().eval()
+    torch.testing.assert_close(guided_gradient(net), explicit_gradient(net))
+
+
+def test_after_the_rule_gradients_are_plain_again() -> None:
+    net = toy_network()
+    plain = input_gradient(net)[1]
+    guided_gradient(net)
+    with pytest.raises(RuntimeError), guided_relu(net):
+        raise RuntimeError
+    assert torch.equal(input_gradient(net)[1], plain)
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (functional.relu, "1 of 2 ReLUs are functional calls"),
+        (functional.relu6, "1 of 2 ReLUs are functional calls"),
+        (torch.relu_, "1 of 2 ReLUs are functional calls"),
+        (nn.LeakyReLU(), "not for a leaky ReLU"),
+        (nn.PReLU().double(), "not for a parametric ReLU"),
+        (lambda x: x.clamp(min=0), "not for a clamp"),
+        (lambda x: x.clamp_min(0), "not for a clamp"),
+        (lambda x: torch.maximum(x, torch.zeros_like(x)), "not for a maximum"),
+        (nn.Threshold(0, 0), "not for a threshold"),
+    ],
+    ids=["relu", "relu6", "relu_", "leaky", "prelu", "clamp", "clamp_min", "maximum", "threshold"],
+)
+def test_a_rectifier_that_the_rule_does_not_reach_is_refused(between: Any, message: str) -> None:
+    with pytest.raises(Unsupported, match=message):
+        guided_gradient(Written(between))
+
+
+def test_a_dead_branch_does_not_hide_a_functional_relu() -> None:
+    class Dead(Written):
+        def forward(self, images: Tensor) -> Tensor:
+            self.relu(self.conv1(images))  # such as an auxiliary head: behind no logit
+            return super().forward(images)
+
+    with pytest.raises(Unsupported, match="1 of 2 ReLUs are functional calls"):
+        guided_gradient(Dead(functional.relu))
+
+
+def test_without_any_relu_the_rule_is_refused_unless_that_is_accepted() -> None:
+    weight = torch.randn(5, 3 * SIDE * SIDE, dtype=torch.float64)
+    net = LinearNetwork(weight)
+    with guided_relu(net) as rule:
+        logits, gradient = input_gradient(net)
+        with pytest.raises(Unsupported, match="no ReLU or ReLU6 module"):
+            rule.check(logits)
+        rule.check(logits, allow_no_relu=True)
+    assert torch.equal(gradient.flatten(1), weight[TARGET])
+
+
+# --- the meter ------------------------------------------------------------------------------------
+
+
+def test_a_meter_counts_rows_whoever_sends_them() -> None:
+    net = toy_network()
+    with prepared(net) as meter:
+        net(IMAGES)
+        assert (meter.forward, meter.backward) == (4, 0)
+        input_gradient(net)
+        assert (meter.forward, meter.backward) == (8, 4)
+        captum.attr.IntegratedGradients(net).attribute(
+            IMAGES, target=TARGET, n_steps=5, internal_batch_size=4
+        )
+        # 5 steps of 4 images in chunks of 4, and captum's own two looks for its batch check
+        assert meter.backward == 4 + 20
+        assert meter.forward >= 8 + 20
+    net(IMAGES)
+    assert meter.backward == 24
+
+
+def test_a_meter_counts_each_backward_through_the_same_logits() -> None:
+    net = toy_network()
+    images = IMAGES.clone().requires_grad_()
+    with prepared(net) as meter:
+        logits = net(images)
+        for _ in range(3):
+            torch.autograd.grad(logits.sum(), images, retain_graph=True)
+    assert (meter.forward, meter.backward) == (4, 12)
+
+
+def test_a_meter_without_gradients_counts_no_backward() -> None:
+    net = toy_network()
+    with prepared(net) as meter, torch.inference_mode():
+        net(IMAGES)
+    assert (meter.forward, meter.backward) == (4, 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6, 12])
+def test_padding_is_counted_apart_whatever_the_chunks(chunk: int) -> None:
+    """12 rows of which 4 of every 6 are images, sent in chunks of any size."""
+    net = toy_network()
+    rows = torch.cat((IMAGES, IMAGES, IMAGES))
+    with prepared(net) as meter, meter.padded(4, 6):
+        for part in rows.split(chunk):
+            input_gradient(net, part) if len(part) <= 4 else net(part)
+    assert (meter.forward, meter.padding) == (8, 4)
+
+
+def test_padding_ends_with_its_block() -> None:
+    net = toy_network()
+    with prepared(net) as meter:
+        with pytest.raises(RuntimeError), meter.padded(2, 4):
+            raise RuntimeError
+        net(IMAGES)
+    assert (meter.forward, meter.padding) == (4, 0)
+
+
+def test_a_reset_meter_counts_from_zero() -> None:
+    meter = Meter(1, 2, 3, 4)
+    meter.reset()
+    assert meter == Meter()
+
+
+@pytest.mark.parametrize(
+    ("returns", "shown"),
+    [(lambda images: images, r"\(4, 3, 16, 16\)"), (lambda images: (images, images), "tuple")],
+    ids=["images", "pair"],
+)
+def test_an_output_that_is_no_logits_is_refused(returns: Any, shown: str) -> None:
+    class Returns(nn.Module):
+        def forward(self, images: Tensor) -> Any:
+            return returns(images)
+
+    net = Returns()
+    with prepared(net), pytest.raises(Unsupported, match=f"returns {shown}, not logits of shape"):
+        net(IMAGES)
+
+
+# --- the last feature map -------------------------------------------------------------------------
+
+
+def test_the_last_feature_map_is_what_goes_into_the_pooling() -> None:
+    assert last_feature_map(toy_network(), IMAGES) == "3"
+
+
+def test_the_last_feature_map_of_blocks_is_the_outermost_module() -> None:
+    blocks = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    net = nn.Sequential(blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).double()
+    assert last_feature_map(net, IMAGES) == "0"
+
+
+def test_a_network_without_feature_maps_has_no_last_one() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 5)).double()
+    assert last_feature_map(net, IMAGES) is None
+
+
+def test_the_last_feature_map_is_found_without_weights() -> None:
+    with torch.device("meta"):
+        net = toy_network()
+        assert last_feature_map(net, torch.empty(1, 3, SIDE, SIDE, dtype=torch.float64)) == "3"
+
+
+def test_looking_for_the_last_feature_map_leaves_no_trace() -> None:
+    net = toy_network()
+    before = facts(net)
+    last_feature_map(net, IMAGES)
+    with pytest.raises(RuntimeError):
+        last_feature_map(net, IMAGES[0, 0])
+    assert facts(net) == before

@@ -1,0 +1,139 @@
+"""Laws of what is done to any map."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from xbench.maps import (
+    channel_sum,
+    is_constant,
+    quantile,
+    ranks,
+    unit_range,
+    upsample,
+    weighted_sum,
+    with_sign,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+MAPS = torch.randn(5, 6, 7, generator=GENERATOR, dtype=torch.float64)
+CONSTANTS = torch.tensor([0.0, 1.0, -2.5])[:, None, None].expand(3, 4, 4)
+
+
+def permutations(count: int, pixels: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(pixels, generator=generator) for _ in range(count)])
+
+
+def test_unit_range_reaches_zero_and_one_exactly() -> None:
+    scaled = unit_range(MAPS).flatten(1)
+    assert torch.equal(scaled.amin(1), torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(scaled.amax(1), torch.ones(5, dtype=torch.float64))
+
+
+def test_unit_range_is_the_affine_map() -> None:
+    for raw, scaled in zip(MAPS, unit_range(MAPS), strict=True):
+        torch.testing.assert_close(scaled, (raw - raw.min()) / (raw.max() - raw.min()))
+
+
+def test_unit_range_of_a_constant_map_is_zeros_whatever_its_neighbours() -> None:
+    assert not unit_range(CONSTANTS).any()
+    mixed = torch.cat((CONSTANTS[:1].double(), MAPS[:1, :4, :4]))
+    assert not unit_range(mixed)[0].any()
+    assert torch.equal(unit_range(mixed)[1], unit_range(MAPS[:1, :4, :4])[0])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_unit_range_does_not_notice_the_scale(scale: float) -> None:
+    torch.testing.assert_close(unit_range(MAPS * scale), unit_range(MAPS))
+
+
+def test_unit_range_of_binary_maps_is_themselves() -> None:
+    binary = (MAPS > 0).double()
+    assert torch.equal(unit_range(binary), binary)
+
+
+def test_a_map_is_constant_when_all_its_pixels_are_equal() -> None:
+    assert is_constant(CONSTANTS).all()
+    assert not is_constant(MAPS).any()
+    nearly = CONSTANTS.clone()
+    nearly[:, 2, 3] += 1e-6
+    assert not is_constant(nearly).any()
+
+
+def test_signs_read_magnitude_positive_part_or_all() -> None:
+    raw = torch.tensor([[[-2.0, 0.0, 3.0]]])
+    assert with_sign(raw, "magnitude").tolist() == [[[2, 0, 3]]]
+    assert with_sign(raw, "positive").tolist() == [[[0, 0, 3]]]
+    assert with_sign(raw, "signed").tolist() == [[[-2, 0, 3]]]
+
+
+def test_channels_are_added_as_absolutes() -> None:
+    signed = torch.tensor([[[[1.0]], [[-2.0]], [[4.0]]]])
+    assert channel_sum(signed).tolist() == [[[7]]]
+
+
+def test_feature_maps_are_added_with_their_weights() -> None:
+    weight = torch.tensor([[2.0, -1.0]])
+    activation = torch.tensor([[[[1.0, 2.0]], [[10.0, 20.0]]]])
+    assert weighted_sum(weight, activation).tolist() == [[[-8, -16]]]
+
+
+@pytest.mark.parametrize("side", [1, 3, 4])
+def test_upsampling_a_constant_is_the_constant(side: int) -> None:
+    constants = torch.rand(64, 1, 1, generator=GENERATOR).expand(64, side, side)
+    large = upsample(constants, torch.empty(64, 3, 32, 13))
+    assert torch.equal(large, constants[:, :1, :1].expand(64, 32, 13))
+
+
+def test_upsampling_interpolates_between_pixel_centres() -> None:
+    row = torch.tensor([[[0.0, 4.0]]])
+    # centres of 4 output pixels lie at -0.25, 0.25, 0.75, 1.25 of the input's: the ends are held
+    assert upsample(row, torch.empty(1, 3, 1, 4)).tolist() == [[[0, 1, 3, 4]]]
+
+
+@pytest.mark.parametrize("percentile", [0, 1, 15, 33.3, 50, 85, 99.9, 100])
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 1001])
+def test_quantile_is_numpys_linear_percentile(percentile: float, count: int) -> None:
+    values = torch.randn(3, 2, count, generator=GENERATOR, dtype=torch.float64)
+    found = quantile(values, percentile / 100)
+    expected = np.percentile(values.numpy(), percentile, axis=-1)
+    assert found.shape == (3, 2)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_ranks_run_from_the_most_salient() -> None:
+    maps = torch.tensor([[[0.1, 0.9], [0.5, -1.0]]])
+    assert ranks(maps, permutations(1, 4)).tolist() == [[[2, 0], [1, 3]]]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_ranks_are_a_permutation_that_sorts_the_map(seed: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(levels, (2, 4, 5), generator=generator).double()
+    place = ranks(maps, permutations(2, 20, seed)).flatten(1)
+    assert torch.equal(place.sort(1).values, torch.arange(20).expand(2, 20))
+    ordered = torch.empty_like(maps.flatten(1)).scatter(1, place, maps.flatten(1))
+    assert (ordered.diff(dim=1) <= 0).all()
+
+
+def test_ties_are_broken_by_the_permutation() -> None:
+    order = permutations(3, 16)
+    place = ranks(CONSTANTS, order).flatten(1)
+    assert torch.equal(place.gather(1, order), torch.arange(16).expand(3, 16))
+
+
+def test_ranks_without_ties_do_not_depend_on_the_permutation() -> None:
+    one, other = permutations(5, 42, seed=1), permutations(5, 42, seed=2)
+    assert torch.equal(ranks(MAPS, one), ranks(MAPS, other))
+
+
+def test_ranks_of_the_negated_map_are_reversed_without_ties() -> None:
+    order = permutations(5, 42)
+    assert torch.equal(ranks(-MAPS, order), 41 - ranks(MAPS, order))
