@@ -88,11 +88,8 @@ def _masked_rows(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Ite
     images, baseline = probe.inputs[: probe.real], baseline[: probe.real]
     for block in masks:
         for mask in block[: probe.real].unbind(1):
-            mask = mask[:, None]
-            if mask.dtype == torch.bool:
-                yield torch.where(mask, images, baseline)
-            else:  # lerp is exact at 0 and 1
-                yield torch.lerp(baseline, images, mask.to(images.dtype))
+            # exact at 0 and 1, and vectorised, which torch.where is not on a CPU
+            yield torch.lerp(baseline, images, mask[:, None].to(images.dtype))
 
 
 def _forward(probe: Probe, pieces: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
@@ -181,6 +178,20 @@ class Permutation(Need[Tensor]):
 
 
 @dataclass(frozen=True)
+class Ranks(Need[Tensor]):
+    """(N, H, W) place of each pixel in the signed map's order, 0 for the most salient."""
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Permutation(),)
+
+    def compute(self, on: Explanation) -> Tensor:
+        return ranks(on.saliency, on[Permutation()])
+
+
+@dataclass(frozen=True)
 class MaskedProbability(Need[Tensor]):
     """(N,) target probability on the image times its map in [0, 1], blended into the baseline."""
 
@@ -220,7 +231,7 @@ class Curve(Need[Tensor]):
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(), BaselineProbability(self.baseline), Permutation())
+        return (Logits(), BaselineProbability(self.baseline), Ranks())
 
     def passes(self, model: Model) -> Passes:
         return Passes(self.steps - 1, 0)
@@ -230,7 +241,7 @@ class Curve(Need[Tensor]):
         return [round(pixels * step / self.steps) for step in range(self.steps + 1)]
 
     def compute(self, on: Explanation) -> Tensor:
-        place = ranks(on.saliency, on[Permutation()])[:, None]
+        place = on[Ranks()][:, None]
         inner = self.counts(place[0].numel())[1:-1]
         masks = (place < count if self.keep == "salient" else place >= count for count in inner)
         empty, full = on[BaselineProbability(self.baseline)], on.probe.probability
