@@ -19,6 +19,12 @@ MAX_DEPTH = 32
 MAX_ALIASES = 100
 MAX_NODES = 100_000
 
+_TAGS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.ScalarNode: ("null", "bool", "int", "float", "timestamp", "str"),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
+
 Path = tuple[str | int, ...]
 
 
@@ -69,13 +75,17 @@ def parse(text: str, source: str) -> Document:
         line = f":{mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise SuiteError([f"{source}{line}: not valid YAML: {reason}"]) from None
-    except (ValueError, OverflowError) as error:  # such as an integer of 5,000 digits
+    except SuiteError:
+        raise
+    except Exception as error:  # such as an integer of 5,000 digits, or !!bool on another word
         raise SuiteError([f"{source}: a value cannot be read: {error}"]) from None
 
 
 def _limit(text: str, source: str) -> None:
     depth = aliases = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        if count > 2 * MAX_NODES:
+            raise SuiteError([f"{source}: it holds too many values"])
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -100,6 +110,8 @@ class _Builder:
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
             raise SuiteError([f"{self.document.source}: its aliases expand to too many values"])
         self.document.lines[path] = node.start_mark.line + 1
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS[type(node)]:
+            raise SuiteError([f"{self.document.place(path)}: a suite has no tag {node.tag!r}"])
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, at)) for at, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):

@@ -173,6 +173,14 @@ class Plan:
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What data sets have to say of themselves, such as a checksum that is not the official
+        one.
+        """
+        found = (getattr(group.source, "notice", None) for group in self.groups)
+        return tuple(dict.fromkeys(notice for notice in found if notice))
+
     def jobs(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
         """What the store lacks, unit by unit, each with the passes that it will take."""
         for group in self.groups:

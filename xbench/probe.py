@@ -278,7 +278,8 @@ class Explanation:
         if need.scope == "batch":
             return self.probe[need]
         if need not in self._values:
-            self._values[need] = need.compute(self)
+            with self.probe.meter.padded(self.probe.real, self.probe.rows):
+                self._values[need] = need.compute(self)
         return cast(T, self._values[need])
 
 

@@ -51,8 +51,9 @@ def run_suite(
     if fresh and store.root.exists():
         aside = store.root.rename(out / f"store-{_stamp()}")
         _notice(console, f"what was stored is now in {aside}")
-    sweep(out)
-    for notice in plan.pin(store):
+    for folder in (store.root, out / "runs"):
+        sweep(folder)
+    for notice in (*plan.notices, *plan.pin(store)):
         _notice(console, notice)
     work = list(plan.jobs(store))
     jobs = [job for job, _ in work]
@@ -129,6 +130,7 @@ def _write_run(
             "device": plan.device,
         },
         "git": _git_state(),
+        "notices": list(plan.notices),
         "cells": dict(Counter(results.table["status"])),
         "rows": dict(rows),
         "passes": {

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -125,6 +126,20 @@ def _processor() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+@contextmanager
+def exactly(threads: int) -> Iterator[None]:
+    """Full precision and the same bits each time, on this number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: None) -> Report:
     """Computes what a job lacks and writes it as one part file.
 
@@ -133,12 +148,9 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
     that are about to be computed, or none of them for what all share, in case it ends the process.
     """
     report = Report(job.name, job.images)
-    began, threads = time.monotonic(), torch.get_num_threads()
-    torch.set_num_threads(job.threads)
-    try:
+    began = time.monotonic()
+    with exactly(job.threads):
         rows = [row for batch in _batches(job, report, stop, mark) for row in batch]
-    finally:
-        torch.set_num_threads(threads)
     report.seconds = time.monotonic() - began
     report.rows.update(row[-1].split(":")[0] for row in rows)
     if rows:

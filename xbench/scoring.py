@@ -21,7 +21,8 @@ def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
         ValueError: if the metric does not return one score per image.
     """
     probe = explanation.probe
-    values = metric(explanation)
+    with probe.meter.padded(probe.real, probe.rows):
+        values = metric(explanation)
     if not isinstance(values, Tensor) or tuple(values.shape) != (probe.rows,):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(

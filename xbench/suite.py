@@ -280,12 +280,15 @@ class _Reader:
 
     def choices(self, kind: str, items: Sequence[Any]) -> tuple[Choice, ...]:
         found: dict[str, Choice] = {}
+        numbers: dict[tuple[str, Any], Choice] = {}
         for at, item in enumerate(items):
             for choice in self._item(kind, item, (kind, at)):
+                same = numbers.setdefault((choice.name, choice.params), choice)
                 twin = found.setdefault(choice.label, choice)
-                if twin is not choice:
-                    same = "is listed twice" if twin == choice else "is the label of two entries"
-                    self._problem((kind, at), f"{choice.label!r} {same}; labels must differ")
+                if same is not choice:
+                    self._problem((kind, at), f"{choice.label!r} is the same as {same.label!r}")
+                elif twin is not choice:
+                    self._problem((kind, at), f"{choice.label!r} is the label of two entries")
         return tuple(found.values())
 
     def _problem(self, path: tuple[str | int, ...], sentence: str) -> None:
