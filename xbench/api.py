@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,7 +17,7 @@ from . import registry
 from .autograd import Meter, last_feature_map, prepared
 from .errors import UsageError
 from .plan import batch_needs
-from .probe import Explanation, Probe
+from .probe import Explanation, Need, Probe, filled
 from .scoring import evaluated
 from .types import Batch, Model
 
@@ -61,12 +63,9 @@ def attribute(
         Unsupported: if the method cannot work on this network.
     """
     chosen = registry.make("methods", method, params)
-    found = []
-    with _opened(net, images, mean, std, layer) as (model, meter):
-        for batch, wanted in _batches(images, target, None, keys, batch_size):
-            probe = _probe(model, batch, wanted, seed, batch_size, images, meter, [chosen], [[]])
-            found.append(probe.explain(chosen).raw[: probe.real])
-    return torch.cat(found)
+    given = _Given(net, images, target, None, layer, mean, std, seed, keys, batch_size)
+    with given.probes([chosen], []) as probes:
+        return torch.cat([probe.explain(chosen).raw[: probe.real] for probe in probes])
 
 
 def score(
@@ -102,15 +101,13 @@ def score(
     wanted_shape = (images.shape[0], *images.shape[-2:])
     if tuple(maps.shape) != wanted_shape:
         raise UsageError(f"maps have the shape {tuple(maps.shape)}, expected {wanted_shape}")
+    given = _Given(net, images, target, masks, None, mean, std, seed, keys, batch_size)
     found: list[float] = []
-    start = 0
-    with _opened(net, images, mean, std, None) as (model, meter):
-        for batch, wanted in _batches(images, target, masks, keys, batch_size):
-            probe = _probe(model, batch, wanted, seed, batch_size, images, meter, [], [[chosen]])
-            part = maps[start : start + probe.real]
-            start += probe.real
-            filled = torch.cat((part, part[-1:].expand(probe.rows - probe.real, -1, -1)))
-            found += [value for value, _ in evaluated(chosen, Explanation(probe, filled))]
+    with given.probes([], [chosen]) as probes:
+        for probe in probes:
+            part = maps[len(found) : len(found) + probe.real]
+            explanation = Explanation(probe, filled(part, probe.rows))
+            found += [value for value, _ in evaluated(chosen, explanation)]
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -146,20 +143,17 @@ def evaluate(
     """
     chosen = [_entry("methods", item) for item in methods]
     asked = [_entry("metrics", item) for item in metrics]
+    given = _Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
     rows = []
-    with _opened(net, images, mean, std, layer) as (model, meter):
-        for batch, wanted in _batches(images, target, masks, keys, batch_size):
-            probe = _probe(model, batch, wanted, seed, batch_size, images, meter, chosen, [asked])
+    with given.probes(chosen, asked) as probes:
+        for probe in probes:
             for method in chosen:
                 explanation = probe.explain(method)
                 for metric in asked:
                     names = (registry.label(method), registry.label(metric))
-                    rows += [
-                        (key, *names, *outcome)
-                        for key, outcome in zip(
-                            batch.keys, evaluated(metric, explanation), strict=True
-                        )
-                    ]
+                    outcomes = evaluated(metric, explanation)
+                    for key, outcome in zip(probe.batch.keys, outcomes, strict=False):
+                        rows.append((key, *names, *outcome))
     return pd.DataFrame(rows, columns=["image", "method", "metric", "value", "status"])
 
 
@@ -168,57 +162,75 @@ def _entry(kind: str, item: str | Mapping[str, Any]) -> Any:
     return registry.make(kind, params.pop("name"), params)
 
 
-@contextmanager
-def _opened(
-    net: nn.Module,
-    images: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    layer: str | None,
-) -> Iterator[tuple[Model, Meter]]:
-    """The network as a model, for as long as the block lasts."""
-    if images.ndim != 4 or not images.is_floating_point() or not len(images):
-        raise UsageError(
-            f"images must be a float tensor (N, C, H, W) in [0, 1], but are {tuple(images.shape)} "
-            f"{images.dtype}"
-        )
-    for parameter in net.parameters():
-        if parameter.dtype != images.dtype or parameter.device != images.device:
+@dataclass(frozen=True)
+class _Given:
+    """What the three functions take alike; see :func:`attribute`."""
+
+    net: nn.Module
+    images: Tensor
+    target: Tensor | Sequence[int] | None
+    masks: Tensor | None
+    layer: str | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    seed: int
+    keys: Sequence[str] | None
+    batch_size: int | None
+
+    @contextmanager
+    def probes(self, methods: Sequence[Any], metrics: Sequence[Any]) -> Iterator[Iterator[Probe]]:
+        """One probe per batch, while the network is prepared.
+
+        Raises:
+            UsageError: on tensors that do not go together.
+        """
+        images = self.images
+        if images.ndim != 4 or not images.is_floating_point() or not len(images):
             raise UsageError(
-                f"images are {images.dtype} on {images.device}, the network's weights "
-                f"{parameter.dtype} on {parameter.device}; convert one of them"
+                f"images must be a float tensor (N, C, H, W) in [0, 1], but are "
+                f"{tuple(images.shape)} {images.dtype}"
             )
-        break
-    with prepared(net) as meter:
-        path = layer or last_feature_map(net, images[:1])
-        meter.reset()
-        roles = {"last_conv": path} if path else {}
-        yield Model(type(net).__name__, net, tuple(mean), tuple(std), roles), meter
+        for weight in itertools.islice(self.net.parameters(), 1):
+            if weight.dtype != images.dtype or weight.device != images.device:
+                raise UsageError(
+                    f"images are {images.dtype} on {images.device}, the network's weights "
+                    f"{weight.dtype} on {weight.device}; convert one of them"
+                )
+        with prepared(self.net) as meter:
+            path = self.layer or last_feature_map(self.net, images[:1])
+            meter.reset()  # the dry run is not part of any cost
+            roles = {"last_conv": path} if path else {}
+            mean, std = tuple(self.mean), tuple(self.std)
+            model = Model(type(self.net).__name__, self.net, mean, std, roles)
+            needs = batch_needs(methods, [metrics])
+            yield (self._probe(model, meter, needs, batch) for batch in self._batches())
 
-
-def _batches(
-    images: Tensor,
-    target: Tensor | Sequence[int] | None,
-    masks: Tensor | None,
-    keys: Sequence[str] | None,
-    batch_size: int | None,
-) -> Iterator[tuple[Batch, Tensor | None]]:
-    count, size = len(images), batch_size or ROWS
-    wanted = None if target is None else torch.as_tensor(target, device=images.device).long()
-    for name, given in (("target", wanted), ("masks", masks), ("keys", keys)):
-        if given is not None and len(given) != count:
-            raise UsageError(f"{name} has {len(given)} entries for {count} images")
-    for start in range(0, count, size):
-        part = slice(start, start + size)
-        chosen = None if wanted is None else wanted[part]
-        here = images[part]
-        batch = Batch(
-            here,
-            here.new_full((len(here),), -1, dtype=torch.int64) if chosen is None else chosen,
-            tuple(keys[part]) if keys is not None else content_keys(here),
-            None if masks is None else masks[part].to(images.device),
+    def _probe(self, model: Model, meter: Meter, needs: Sequence[Need[Any]], batch: Batch) -> Probe:
+        return Probe(
+            model,
+            batch,
+            needs=needs,
+            seed=self.seed,
+            target="predicted" if self.target is None else "label",
+            rows=self.batch_size or min(ROWS, len(self.images)),
+            meter=meter,
         )
-        yield batch, chosen
+
+    def _batches(self) -> Iterator[Batch]:
+        count, size = len(self.images), self.batch_size or ROWS
+        target = torch.full((count,), -1) if self.target is None else torch.as_tensor(self.target)
+        for name, given in (("target", target), ("masks", self.masks), ("keys", self.keys)):
+            if given is not None and len(given) != count:
+                raise UsageError(f"{name} has {len(given)} entries for {count} images")
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            images = self.images[part]
+            yield Batch(
+                images,
+                target[part].long().to(images.device),
+                content_keys(images) if self.keys is None else tuple(self.keys[part]),
+                None if self.masks is None else self.masks[part].to(images.device),
+            )
 
 
 def content_keys(images: Tensor) -> tuple[str, ...]:
@@ -226,26 +238,4 @@ def content_keys(images: Tensor) -> tuple[str, ...]:
     return tuple(
         hashlib.sha256(image.float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
         for image in images
-    )
-
-
-def _probe(
-    model: Model,
-    batch: Batch,
-    target: Tensor | None,
-    seed: int,
-    batch_size: int | None,
-    images: Tensor,
-    meter: Meter,
-    methods: Sequence[Any],
-    metrics: Sequence[Sequence[Any]],
-) -> Probe:
-    return Probe(
-        model,
-        batch,
-        needs=batch_needs(methods, metrics),
-        seed=seed,
-        target="predicted" if target is None else target,
-        rows=batch_size or min(ROWS, len(images)),
-        meter=meter,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import noise
 from .autograd import Meter, class_gradient, recording
-from .errors import Unsupported
+from .errors import Unsupported, UsageError
 from .maps import is_constant
 from .types import Batch, Model, Passes
 
@@ -133,13 +133,13 @@ class Probe:
         self.model = model
         self.real = len(batch.keys)
         self.rows = self.chunk = max(rows or 0, self.real)
-        self.batch = _filled(batch, self.rows)
+        self.batch = _filled_batch(batch, self.rows)
         self.seed = seed
         self.meter = meter or Meter()
         self.events: list[str] = []
         self.inputs = model.normalise(self.batch.images)
         self.announced = closure(needs)
-        self._rule = _fill(target, self.rows) if isinstance(target, Tensor) else target
+        self._rule = filled(target, self.rows) if isinstance(target, Tensor) else target
         self._values: dict[Need[Any], Any] = {}
         self._before = (self.meter.forward, self.meter.backward)
 
@@ -170,20 +170,26 @@ class Probe:
     @cached_property
     def target(self) -> Tensor:
         """(N,) int64, the class that maps explain and metrics read."""
-        return (
-            self.target_among(self[Logits()])
-            if self._rule == "predicted"
-            else self.target_among(None)
-        )
+        return self.target_among(self[Logits()])
 
-    def target_among(self, logits: Tensor | None) -> Tensor:
-        """The target under this probe's rule, given the logits of the clean images."""
-        if isinstance(self._rule, Tensor):
-            return self._rule.to(self.inputs.device)
-        if self._rule == "label":
-            return self.batch.labels
-        assert logits is not None
-        return logits.argmax(1)
+    def target_among(self, logits: Tensor) -> Tensor:
+        """The target under this probe's rule, given the logits of the clean images.
+
+        Raises:
+            UsageError: if a label is not one of the network's classes.
+        """
+        if self._rule == "predicted":
+            return logits.argmax(1)
+        asked = (
+            self._rule.to(logits.device) if isinstance(self._rule, Tensor) else self.batch.labels
+        )
+        wrong = asked[(asked < 0) | (asked >= logits.shape[1])]
+        if len(wrong):
+            raise UsageError(
+                f"target class {int(wrong[0])} is not among the network's {logits.shape[1]} classes; "
+                "give labels from 0, or let the predicted class be the target"
+            )
+        return asked
 
     @cached_property
     def probability(self) -> Tensor:
@@ -224,21 +230,22 @@ def probability(logits: Tensor, target: Tensor) -> Tensor:
     return logits.double().softmax(1).gather(1, target[:, None])[:, 0]
 
 
-def _fill(values: Tensor, rows: int) -> Tensor:
+def filled(values: Tensor, rows: int) -> Tensor:
+    """The first axis brought up to ``rows`` by repeating the last entry."""
     lack = rows - values.shape[0]
     return torch.cat((values, values[-1:].expand(lack, *values.shape[1:]))) if lack else values
 
 
-def _filled(batch: Batch, rows: int) -> Batch:
+def _filled_batch(batch: Batch, rows: int) -> Batch:
     lack = rows - len(batch.keys)
     if not lack:
         return batch
     return replace(
         batch,
-        images=_fill(batch.images, rows),
-        labels=_fill(batch.labels, rows),
+        images=filled(batch.images, rows),
+        labels=filled(batch.labels, rows),
         keys=batch.keys + batch.keys[-1:] * lack,
-        masks=None if batch.masks is None else _fill(batch.masks, rows),
+        masks=None if batch.masks is None else filled(batch.masks, rows),
     )
 
 
