@@ -186,8 +186,8 @@ class Probe:
         wrong = asked[(asked < 0) | (asked >= logits.shape[1])]
         if len(wrong):
             raise UsageError(
-                f"target class {int(wrong[0])} is not among the network's {logits.shape[1]} classes; "
-                "give labels from 0, or let the predicted class be the target"
+                f"target class {int(wrong[0])} is not among the network's {logits.shape[1]} "
+                "classes; give labels from 0, or let the predicted class be the target"
             )
         return asked
 
