@@ -34,7 +34,7 @@ class Reporter:
             TextColumn("units, left"),
             TimeRemainingColumn(),
             console=console,
-            disable=quiet or not console.is_terminal,
+            disable=quiet or not units or not console.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=units)

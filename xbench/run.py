@@ -19,12 +19,13 @@ from rich.console import Console
 
 from . import engines
 from .files import atomic_write, sweep
+from .leaderboard import render
 from .plan import Outlay, Plan, make_plan
 from .progress import Reporter
 from .runner import Report, versions
 from .store import Store
 from .suite import Suite
-from .tables import Results, collect, render, to_csv
+from .tables import Results, collect, to_csv
 
 
 def run_suite(
@@ -72,7 +73,7 @@ def run_suite(
         _notice(console, notice)
     folder = out / "runs" / _stamp()
     _write_run(folder, plan, results, work, reporter.reports, time.monotonic() - began, finished)
-    width = None if not sys.stdout.isatty() else max(console.width, 100)
+    width = console.width if sys.stdout.isatty() else None
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     sys.stdout.write(render(results, form, width, colour))
     if not quiet:
