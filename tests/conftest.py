@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import xbench
@@ -527,3 +528,25 @@ def members(group: int) -> list[int]:
         if int(fields[2]) == group and fields[0] != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As a run pins it: with more, a matrix product may be cut where an image's row begins.
+
+    Small networks are faster with one, too.
+    """
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """Names that a test registers, or plug-ins that it breaks, are forgotten when it ends."""
+    kept = {kind: registry.entries(kind) for kind in registry.KINDS}
+    broken = dict(registry._broken)
+    yield
+    for kind, entries in kept.items():
+        registry._entries[kind].clear()
+        registry._entries[kind].update(entries)
+    registry._broken.clear()
+    registry._broken.update(broken)

@@ -42,6 +42,7 @@ ORDER = (
     "progress",
     # what users meet
     "tables",
+    "leaderboard",
     "run",
     "info",
     "api",

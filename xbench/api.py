@@ -101,6 +101,8 @@ def score(
     wanted_shape = (images.shape[0], *images.shape[-2:])
     if tuple(maps.shape) != wanted_shape:
         raise UsageError(f"maps have the shape {tuple(maps.shape)}, expected {wanted_shape}")
+    if not maps.is_floating_point():
+        raise UsageError(f"maps are {maps.dtype}, expected floating point; maps.float() converts")
     given = _Given(net, images, target, masks, None, mean, std, seed, keys, batch_size)
     found: list[float] = []
     with given.probes([], [chosen]) as probes:
@@ -159,6 +161,8 @@ def evaluate(
 
 def _entry(kind: str, item: str | Mapping[str, Any]) -> Any:
     params = {"name": item} if isinstance(item, str) else dict(item)
+    if "name" not in params:
+        raise UsageError(f"an entry of {kind} needs a key 'name', but is {params}")
     return registry.make(kind, params.pop("name"), params)
 
 
@@ -196,6 +200,8 @@ class _Given:
                     f"images are {images.dtype} on {images.device}, the network's weights "
                     f"{weight.dtype} on {weight.device}; convert one of them"
                 )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch_size must be positive, but is {self.batch_size}")
         with prepared(self.net) as meter:
             path = self.layer or last_feature_map(self.net, images[:1])
             meter.reset()  # the dry run is not part of any cost
@@ -219,9 +225,19 @@ class _Given:
     def _batches(self) -> Iterator[Batch]:
         count, size = len(self.images), self.batch_size or ROWS
         target = torch.full((count,), -1) if self.target is None else torch.as_tensor(self.target)
+        if target.ndim != 1 or target.is_floating_point():
+            raise UsageError(
+                f"target must hold one class per image, as whole numbers ({count},), but is "
+                f"{tuple(target.shape)} {target.dtype}"
+            )
         for name, given in (("target", target), ("masks", self.masks), ("keys", self.keys)):
             if given is not None and len(given) != count:
                 raise UsageError(f"{name} has {len(given)} entries for {count} images")
+        wanted_shape = (count, *self.images.shape[-2:])
+        if self.masks is not None and tuple(self.masks.shape) != wanted_shape:
+            raise UsageError(
+                f"masks have the shape {tuple(self.masks.shape)}, expected {wanted_shape}"
+            )
         for start in range(0, count, size):
             part = slice(start, start + size)
             images = self.images[part]

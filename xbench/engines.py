@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -126,6 +126,9 @@ def _here(jobs: Sequence[Job], tell: Tell, fail_fast: bool) -> bool:
 
 # --- workers --------------------------------------------------------------------------------------
 
+STILLBORN = 10
+"""Workers in a row that may die before they begin a unit."""
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -133,21 +136,22 @@ class _Task:
 
     Args:
         job: what to compute.
-        last: whether a death is final: it holds only cells at which a worker has died before, or
-            a worker has died before any cell.
+        alone: whether it holds only cells at which a worker has died before.
+        lives: deaths that it may still see between its begin and its first cell.
     """
 
     job: Job
-    last: bool = False
+    alone: bool = False
+    lives: int = 3
 
 
 @dataclass
 class _Worker:
-    """A process, its task, and the cells that it has said it is at."""
+    """A process and its task; the cells that it is at, once it has begun."""
 
     process: Any
     task: _Task
-    at: tuple[str, ...] = ()
+    at: tuple[str, ...] | None = None
 
 
 def _pool(
@@ -161,15 +165,15 @@ def _pool(
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # without a lock, which a worker could take to its grave
     todo = deque(_Task(job) for job in _over_devices(jobs, workers))
-    team: dict[Connection, _Worker] = {}
+    pool = _Pool(context, stop, tuple(plugins), todo)
     with _interrupts(stop):
         try:
-            while team or (todo and not stop.value):
-                while todo and len(team) < workers and not stop.value:
-                    _hire(context, team, todo.popleft(), tuple(plugins), stop)
-                for pipe in wait(list(team), timeout=1):
+            while pool.team or (todo and not stop.value):
+                while todo and len(pool.team) < workers and not stop.value:
+                    pool.hire(todo.popleft())
+                for pipe in wait(list(pool.team), timeout=1):
                     assert isinstance(pipe, Connection)
-                    report = _heard(pipe, team, todo, interrupted=bool(stop.value))
+                    report = pool.hear(pipe)
                     if report is not None:
                         tell(report)
                         if fail_fast and report.rows["error"]:
@@ -178,32 +182,101 @@ def _pool(
         except KeyboardInterrupt:
             stop.value = 1
         finally:
-            for worker in team.values():
-                worker.process.kill()
-                worker.process.join()
+            pool.kill()
     return not stop.value
 
 
-def _hire(
-    context: Any,
-    team: dict[Connection, _Worker],
-    task: _Task,
-    plugins: tuple[str, ...],
-    stop: Any,
-) -> None:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, plugins, stop))
-    resource_tracker.ensure_running()  # it would lift the mask
-    # A terminal's Ctrl-C reaches every process, also one that is still importing torch.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    team[ours] = _Worker(process, task)
-    with suppress(OSError):  # it is dead already, as the pipe will tell
-        ours.send(task.job)
+@dataclass
+class _Pool:
+    """The workers, and what they have not begun yet.
+
+    Args:
+        context, stop, plugins: what a worker is started with.
+        todo: tasks that no worker has.
+        team: workers by their pipe.
+        stillborn: deaths of workers before they began, in a row.
+    """
+
+    context: Any
+    stop: Any
+    plugins: tuple[str, ...]
+    todo: deque[_Task]
+    team: dict[Connection, _Worker] = field(default_factory=dict)
+    stillborn: int = 0
+
+    def hire(self, task: _Task) -> None:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(theirs, self.plugins, self.stop))
+        resource_tracker.ensure_running()  # it would lift the mask
+        # A terminal's Ctrl-C reaches every process, also one that is still importing torch.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self.team[ours] = _Worker(process, task)
+        with suppress(OSError):  # it is dead already, as the pipe will tell
+            ours.send(task.job)
+
+    def hear(self, pipe: Connection) -> Report | None:
+        """Acts on one message of a worker, or on its death; a report if a unit has ended.
+
+        Raises:
+            XbenchError: what the worker cannot go on from, such as a full disk.
+        """
+        worker = self.team[pipe]
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            self._part_from(pipe)
+            return None if self.stop.value else self._after_death(worker)
+        if isinstance(message, XbenchError):
+            raise message
+        self.stillborn = 0
+        if not isinstance(message, Report):
+            worker.at = message
+            return None
+        if self.todo and not self.stop.value:
+            worker.task, worker.at = self.todo.popleft(), None
+            with suppress(OSError):
+                pipe.send(worker.task.job)
+        else:
+            self._part_from(pipe)
+        return message
+
+    def kill(self) -> None:
+        for worker in self.team.values():
+            worker.process.kill()
+            worker.process.join()
+
+    def _part_from(self, pipe: Connection) -> None:
+        pipe.close()  # which ends a worker that is alive
+        self.team.pop(pipe).process.join()
+
+    def _after_death(self, worker: _Worker) -> Report | None:
+        """Tries the unit again without the cells that the worker was at, and those once alone."""
+        task, code = worker.task, worker.process.exitcode
+        if worker.at is None:
+            self.stillborn += 1
+            if self.stillborn == STILLBORN:
+                raise XbenchError(
+                    f"{STILLBORN} workers in a row died as they started ({_death(code)}); "
+                    "--workers 1 computes in one process, which shows where"
+                )
+            self.todo.appendleft(task)
+            return None
+        suspects = set(worker.at)
+        if (suspects and task.alone) or (not suspects and task.lives == 1):
+            return _lost(task.job, code)
+        if not suspects:
+            self.todo.appendleft(replace(task, lives=task.lives - 1))
+            return None
+        others = _restricted(task.job, lambda cell: cell not in suspects)
+        if others.portions:
+            self.todo.appendleft(replace(task, job=others))
+        self.todo.appendleft(_Task(_restricted(task.job, suspects.__contains__), alone=True))
+        return None
 
 
 def _serve(pipe: Connection, plugins: tuple[str, ...], stop: Any) -> None:
@@ -217,54 +290,15 @@ def _serve(pipe: Connection, plugins: tuple[str, ...], stop: Any) -> None:
             for plugin in plugins:
                 registry.load_plugin(plugin)
             while True:
-                pipe.send(run_unit(pipe.recv(), lambda: bool(stop.value), pipe.send))
+                job = pipe.recv()
+                pipe.send(())  # it has begun
+                pipe.send(run_unit(job, lambda: bool(stop.value), pipe.send))
         except XbenchError as error:
             pipe.send(error)
 
 
-def _heard(
-    pipe: Connection, team: dict[Connection, _Worker], todo: deque[_Task], *, interrupted: bool
-) -> Report | None:
-    """Acts on one message of a worker, or on its death; a report if a unit has ended.
-
-    Raises:
-        XbenchError: what the worker cannot go on from, such as a full disk.
-    """
-    worker = team[pipe]
-    try:
-        message = pipe.recv()
-    except (EOFError, OSError):
-        del team[pipe]
-        pipe.close()
-        worker.process.join()
-        return None if interrupted else _after_death(worker, todo)
-    if isinstance(message, XbenchError):
-        raise message
-    if not isinstance(message, Report):
-        worker.at = message
-        return None
-    if todo and not interrupted:
-        worker.task, worker.at = todo.popleft(), ()
-        with suppress(OSError):
-            pipe.send(worker.task.job)
-    else:
-        del team[pipe]
-        pipe.close()  # which ends the worker
-        worker.process.join()
-    return message
-
-
-def _after_death(worker: _Worker, todo: deque[_Task]) -> Report | None:
-    """Tries the unit again without the cells that the worker was at, and those once more alone."""
-    job, suspects = worker.task.job, set(worker.at)
-    if worker.task.last:
-        return _lost(job, worker.process.exitcode)
-    others = _restricted(job, lambda cell: cell not in suspects)
-    if others.portions:
-        todo.appendleft(replace(worker.task, job=others, last=not suspects))
-    if suspects:
-        todo.appendleft(_Task(_restricted(job, suspects.__contains__), last=True))
-    return None
+def _death(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _restricted(job: Job, keeps: Callable[[str], bool]) -> Job:
@@ -285,8 +319,7 @@ def _over_devices(jobs: Sequence[Job], workers: int) -> list[Job]:
 def _lost(job: Job, code: int) -> Report:
     """The report of cells that cost a worker its life twice; the next run tries them again."""
     report = Report(job.name, job.images)
-    words = f"signal {-code}" if code < 0 else f"exit code {code}"
-    status = f"error: worker died ({words})"
+    status = f"error: worker died ({_death(code)})"
     rows = [
         (cell, key, -1, -1, float("nan"), float("nan"), status)
         for cells, images in job.portions

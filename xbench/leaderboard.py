@@ -211,11 +211,11 @@ def _terminal(board: Leaderboard, metrics: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     headings = ["#", "method", *_headings(board, metrics)]
     if first:
-        table.title, table.title_justify = board.title, "left"
+        table.title, table.title_justify = Text(board.title), "left"
         headings = [*headings[:2], "mean\nrank", *headings[2:], "passes\nfwd+bwd"]
     for heading in headings:
         justify: Literal["left", "right"] = "left" if heading == "method" else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
+        table.add_column(Text(heading), justify=justify, no_wrap=True)
     shown = [1 + board.metrics.index(metric) for metric in metrics]
     lines = _lines(board)
     for at, (place, method, numbers, passes) in enumerate(lines):
@@ -224,7 +224,7 @@ def _terminal(board: Leaderboard, metrics: Sequence[str]) -> Table:
         last = bool(place) and at + 1 < len(lines) and not lines[at + 1][0]
         more = (passes,) if first else ()
         style = "" if place else "dim"
-        table.add_row(place, method, *texts, *more, end_section=last, style=style)
+        table.add_row(place, Text(method), *texts, *more, end_section=last, style=style)
     return table
 
 

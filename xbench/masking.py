@@ -238,7 +238,9 @@ class Curve(Need[Tensor]):
 
     def counts(self, pixels: int) -> list[int]:
         """Pixels that have changed after each step, from none to all."""
-        return [round(pixels * step / self.steps) for step in range(self.steps + 1)]
+        shown = [round(pixels * step / self.steps) for step in range(self.steps + 1)]
+        # so that removing from one end and showing from the other pass the same images
+        return shown if self.keep == "salient" else [pixels - count for count in reversed(shown)]
 
     def compute(self, on: Explanation) -> Tensor:
         place = on[Ranks()][:, None]

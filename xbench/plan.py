@@ -259,7 +259,8 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
     """Opens data sets, hashes weights, resolves layers, names every cell.
 
     Raises:
-        UsageError: on missing data or weights, or a layer that the network does not have.
+        UsageError: on missing data or weights, a network that cannot take the images, or a layer
+            that it does not have.
     """
     device = suite.run.device
     if device == "auto":
@@ -276,6 +277,8 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
         for dataset, source in sources
         for model, network in networks
     )
+    if not any(group.cells for group in groups):
+        raise UsageError(f"suite {suite.name!r}: no cell is left after 'exclude'")
     return Plan(suite, groups, device, data)
 
 
@@ -303,7 +306,13 @@ def _group(
     network: Network,
     weights: str,
 ) -> Group:
-    net, layers = describe_layers(network, source.size)
+    try:
+        net, layers = describe_layers(network, source.size)
+    except Exception as error:  # whatever the network's own forward raises
+        raise UsageError(
+            f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
+            f"data set {dataset.label!r} gives them: {type(error).__name__}: {error}"
+        ) from error
     sketch = Model(model.label, net, network.mean, network.std, layers)
     images = select(source, dataset.images, dataset.label)
     facts = {

@@ -28,7 +28,7 @@ class Reporter:
         self.reports: list[Report] = []
         self._spoke = time.monotonic()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("units, left"),

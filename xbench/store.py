@@ -53,6 +53,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._groups: dict[Path, Group] = {}  # each remembers what was damaged
 
     def group(self, dataset: str, model: str) -> Group:
         """The group of these names; each should end in a hash, as in ``"shapes@1a2b3c4d"``.
@@ -62,7 +63,8 @@ class Store:
         Raises:
             UsageError: if a name is empty or too long for a folder.
         """
-        return Group(self.root / _folder(dataset) / _folder(model))
+        path = self.root / _folder(dataset) / _folder(model)
+        return self._groups.setdefault(path, Group(path))
 
     def groups(self) -> list[Group]:
         """All groups that hold parts, sorted by folder."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from .document import Document, parse
 from .errors import SuiteError, UsageError
 
 MAX_CELLS = 1_000_000
+MAX_LABEL = 100
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 Count = Annotated[int, Field(ge=1)]
@@ -54,7 +56,7 @@ class _Exclude(BaseModel):
 
 class _File(BaseModel):
     model_config = _STRICT
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -181,7 +183,11 @@ def read_suite(name: str) -> Document:
     """
     known = builtin_suites()
     path = known.get(name, Path(name))
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError:  # the name is too long for any file
+        is_there = False
+    if not is_there:
         raise UsageError(
             f"there is no suite {name!r}: neither a built-in name nor a file"
             f"{registry.suggestion(name, known)}"
@@ -219,7 +225,7 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> 
     try:
         file = _File.model_validate(value)
     except ValidationError as error:
-        found = [_sentence(document, problem) for problem in error.errors()]
+        found = _sentences(document, value, error.errors())
         raise SuiteError([*found, *reader.problems]) from None
     if reader.problems:
         raise SuiteError(reader.problems)
@@ -245,7 +251,7 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> 
 def _with(value: Any, path: Sequence[str], setting: Any, key: str) -> Any:
     if not path:
         return setting
-    step: Any = int(path[0]) if isinstance(value, list) and path[0].isdigit() else path[0]
+    step: Any = int(path[0]) if isinstance(value, list) and path[0].isdecimal() else path[0]
     if isinstance(value, list) and isinstance(step, int) and step < len(value):
         changed: Any = list(value)
         if isinstance(changed[step], str):
@@ -257,8 +263,33 @@ def _with(value: Any, path: Sequence[str], setting: Any, key: str) -> Any:
     raise UsageError(f"--set {key}: there is no such place in the suite")
 
 
-def _sentence(document: Document, problem: Any) -> str:
-    path = tuple(problem["loc"])
+def _sentences(document: Document, value: Any, problems: Iterable[Any]) -> list[str]:
+    """One for each place: where one of two types is allowed, both say what they miss."""
+    found: dict[tuple[str | int, ...], Any] = {}
+    for problem in problems:
+        is_there = problem["type"] != "missing"
+        path = _path(value, problem["loc"]) if is_there else problem["loc"]
+        if path in found:
+            reasons = f"{found[path]['msg']}, or {problem['msg'].lower()}"
+            found[path] = {**found[path], "msg": reasons}
+        else:
+            found[path] = problem
+    return [_sentence(document, path, problem) for path, problem in found.items()]
+
+
+def _path(value: Any, steps: Iterable[str | int]) -> tuple[str | int, ...]:
+    """The steps that lie in the document; what follows names the types that were tried."""
+    path: list[Any] = []
+    for step in steps:
+        inside = isinstance(value, dict) and step in value
+        if not inside and not (isinstance(value, list) and isinstance(step, int)):
+            break
+        path.append(step)
+        value = value[step]
+    return tuple(path)
+
+
+def _sentence(document: Document, path: tuple[str | int, ...], problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         model = RunOptions if path[0] == "run" else _Exclude if path[0] == "exclude" else _File
         hint = registry.suggestion(str(path[-1]), model.model_fields)
@@ -308,25 +339,33 @@ class _Reader:
         except UsageError as error:
             self._problem((*path, "name") if isinstance(item, dict) else path, str(error))
             return []
+        axes = _axes(params, lambda key: registry.takes_a_list(cls, key))
+        points = math.prod(len(axis) for axis in axes)
+        if label and points > 1:
+            self._problem(path, f"label {label!r} is given to a grid of {points:,} entries")
+            return []
+        if points > MAX_CELLS:
+            self._problem(path, f"a grid of {points:,} entries; at most {MAX_CELLS:,} are allowed")
+            return []
         made = []
-        for point in _grid(params, lambda key: registry.takes_a_list(cls, key)):
+        for values in itertools.product(*axes):
+            point = dict(zip(params, values, strict=True))
             try:
                 entry = cls(**registry.tuples(point))
             except ValidationError as error:
                 for key, sentence in registry.parameter_problems(kind, name, error):
                     self._problem((*path, key), sentence)
                 return []
-            made.append(
-                Choice(
-                    kind,
-                    name,
-                    tuple(sorted(registry.parameters(entry).items())),
-                    label or registry.label(entry),
-                    images,
+            shown = registry.label(entry) if label is None else label
+            if not shown or not shown.isprintable() or len(label or "") > MAX_LABEL:
+                self._problem(
+                    (*path, "label"),
+                    f"a label is one line of 1 to {MAX_LABEL} printable characters, "
+                    f"but found {shown!r}",
                 )
-            )
-        if label and len(made) > 1:
-            self._problem(path, f"label {label!r} is given to a grid of {len(made)} entries")
+                return []
+            params_of = tuple(sorted(registry.parameters(entry).items()))
+            made.append(Choice(kind, name, params_of, shown, images))
         return made
 
     def _common(self, params: dict[str, Any], key: str, kind: type, path: Any) -> Any:
@@ -338,13 +377,14 @@ class _Reader:
         return value
 
 
-def _grid(params: Mapping[str, Any], is_value: Callable[[str], bool]) -> Iterable[dict[str, Any]]:
-    """A list where a field takes one value is a grid; for a field of lists, a list of lists is."""
+def _axes(params: Mapping[str, Any], takes_a_list: Callable[[str], bool]) -> list[list[Any]]:
+    """The values of each parameter: a list where a field takes one value is a grid, and so is a
+    list of lists for a field of lists.
+    """
 
     def values(key: str, value: Any) -> list[Any]:
         if not isinstance(value, list) or not value:
             return [value]
-        return value if not is_value(key) or isinstance(value[0], list) else [value]
+        return value if not takes_a_list(key) or isinstance(value[0], list) else [value]
 
-    for point in itertools.product(*(values(key, value) for key, value in params.items())):
-        yield dict(zip(params, point, strict=True))
+    return [values(key, value) for key, value in params.items()]

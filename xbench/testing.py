@@ -146,25 +146,36 @@ def check_method(name: str, params: Mapping[str, Any] | None = None) -> None:
     method = registry.make("methods", name, params)
     _check_entry("methods", method)
     model, batch = toy_model(), toy_batch()
+    with unchanged(model, batch, name):
+        _check_maps(name, method, model, batch)
+        for _ in range(2):  # prepared() would hide a changed mode
+            Probe(model, batch).explain(method)
+    _check_memory(name, lambda: Probe(model, batch).explain(method))
+    _check_unsuitable(name, method)
+
+
+def _check_maps(name: str, method: Any, model: Model, batch: Batch) -> None:
+    def explained(probe: Probe) -> Tensor:
+        try:
+            return probe.explain(method).raw
+        except ValueError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
     with prepared(model.net) as meter:
-        probe = Probe(model, batch, needs=batch_needs([method], []), meter=meter)
+        needs = batch_needs([method], [])
+        probe = Probe(model, batch, needs=needs, meter=meter)
         assert probe.probability.isfinite().all()
-        maps = probe.explain(method).raw
+        maps = explained(probe)
         assert maps.dtype == probe.inputs.dtype, (
             f"{name} returns {maps.dtype}, not the input's dtype"
         )
         assert maps.device == probe.inputs.device, f"{name} leaves the input's device"
         assert maps.isfinite().all(), f"{name} returns maps that are not finite"
         _check_passes(name, method, probe)
-        again = (
-            Probe(model, batch, needs=batch_needs([method], []), meter=meter).explain(method).raw
-        )
+        again = explained(Probe(model, batch, needs=needs, meter=meter))
         assert torch.equal(maps, again), f"{name} is not the same twice under one seed"
         single = torch.cat(
-            [
-                Probe(model, one, needs=batch_needs([method], []), meter=meter).explain(method).raw
-                for one in _singles(batch)
-            ]
+            [explained(Probe(model, one, needs=needs, meter=meter)) for one in _singles(batch)]
         )
         worst = float((maps - single).abs().max() / maps.abs().max().clamp_min(1e-300))
         assert worst <= TOLERANCE, (
@@ -172,13 +183,8 @@ def check_method(name: str, params: Mapping[str, Any] | None = None) -> None:
         )
         if not getattr(method, "class_agnostic", False):
             other = Probe(model, batch, target=(probe.target + 1) % 5, meter=meter)
-            changed = other.explain(method).raw
+            changed = explained(other)
             assert not torch.equal(maps, changed), f"{name} does not depend on the target class"
-    with unchanged(model, batch, name):
-        for _ in range(2):
-            Probe(model, batch).explain(method)
-    _check_memory(name, lambda: Probe(model, batch).explain(method))
-    _check_unsuitable(name, method)
 
 
 def _check_passes(name: str, method: Any, probe: Probe) -> None:
@@ -223,6 +229,12 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     _check_entry("metrics", metric)
     assert metric.better in ("higher", "lower"), f"{name} must declare better: higher or lower"
     model, batch = planted_batch()
+    with unchanged(model, batch, name):
+        _check_scores(name, metric, model, batch)
+        metric(Explanation(Probe(model, batch), Probe(model, batch).uniform("random map")))
+
+
+def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
     assert batch.masks is not None
     with prepared(model.net) as meter:
 
@@ -272,8 +284,6 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
         assert outcomes[0][1] == "failed: nonfinite", f"{name} scores a map that holds NaN"
         whole = evaluated(metric, Explanation(Probe(model, batch, meter=meter), random))
         assert outcomes[1:] == whole[1:], f"{name}: NaN in one map changes another image's score"
-    with unchanged(model, batch, name):
-        metric(Explanation(Probe(model, batch), random))
 
 
 def check_model(
@@ -361,9 +371,12 @@ def unchanged(model: Model, batch: Batch, name: str) -> Iterator[None]:
 
     before = state()
     yield
-    for old, new in zip(before, state(), strict=True):
-        same = torch.equal(old, new) if isinstance(old, Tensor) else old == new
-        assert same, f"{name} leaves a trace in the network, the images or the global random state"
+    after = state()
+    same = len(before) == len(after) and all(
+        torch.equal(old, new) if isinstance(old, Tensor) else old == new
+        for old, new in zip(before, after, strict=True)
+    )
+    assert same, f"{name} leaves a trace in the network, the images or the global random state"
 
 
 def _check_memory(name: str, call: Any) -> None:

@@ -84,8 +84,7 @@ class Model:
         """(N, K) logits of normalised images (N, 3, H, W).
 
         On a CPU the channels are laid out last: convolutions then take half the time, their
-            gradients
-        less. Whoever calls ``net`` itself gets the same logits up to rounding.
+        gradients less. Whoever calls ``net`` itself gets the same logits up to rounding.
         """
         if inputs.device.type == "cpu":
             inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,462 @@
+"""Laws of masked images: exact blending, any chunking, counted passes, memory that runs out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xbench import masking, registry
+from xbench.autograd import Meter, prepared
+from xbench.datasets.shapes import generate
+from xbench.masking import (
+    BaselineImage,
+    BaselineProbability,
+    Curve,
+    MaskedProbability,
+    Permutation,
+    Recovered,
+    baseline_image,
+    gaussian_blur,
+    masked_probabilities,
+)
+from xbench.models.loading import load_model
+from xbench.probe import Explanation, Logits, Need, Probe, probability
+from xbench.testing import SIDE, toy_batch, toy_model
+from xbench.types import Batch, Model, Passes
+
+STEPS = 5
+GENERATOR = torch.Generator().manual_seed(0)
+MASKS = torch.rand(4, STEPS, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+
+
+@contextmanager
+def probing(
+    count: int = 4, model: Model | None = None, batch: Batch | None = None, **how: Any
+) -> Iterator[tuple[Probe, Meter]]:
+    model = model or toy_model()
+    with prepared(model.net) as meter:
+        probe = Probe(model, batch or toy_batch(count), meter=meter, **how)
+        assert probe.probability.isfinite().all()
+        yield probe, meter
+
+
+def black(probe: Probe) -> Tensor:
+    return probe[BaselineImage("black")]
+
+
+def by_hand(probe: Probe, masks: Tensor, baseline: Tensor) -> Tensor:
+    """(N, S), one image and one step at a time."""
+    found = torch.empty(masks.shape[:2], dtype=torch.float64)
+    for image in range(masks.shape[0]):
+        for step in range(masks.shape[1]):
+            mask = masks[image, step].double()
+            blended = (
+                mask * probe.inputs[image] + (1 - mask) * baseline.expand_as(probe.inputs)[image]
+            )
+            logits = probe.model.net(blended[None])
+            found[image, step] = probability(logits, probe.target[image : image + 1])
+    return found
+
+
+# --- the primitive --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [4, 5, 7, 32])
+@pytest.mark.parametrize("portion", [1, 2, 5])
+def test_any_chunking_gives_what_single_images_give(rows: int, portion: int) -> None:
+    with probing(rows=rows) as (probe, _):
+        filling = MASKS[-1:].expand(rows - 4, -1, -1, -1)
+        masks = torch.cat((MASKS, filling))
+        found = masked_probabilities(probe, masks.split(portion, dim=1), black(probe))
+        expected = by_hand(probe, MASKS, black(probe))
+    assert found.dtype == torch.float64
+    assert found.shape == (rows, STEPS)
+    torch.testing.assert_close(found[:4], expected, rtol=0, atol=1e-12)
+    assert found[4:].isnan().all()
+
+
+def test_bool_masks_are_zeros_and_ones() -> None:
+    chosen = MASKS > 0.5
+    with probing() as (probe, _):
+        for dtype in (torch.float32, torch.float64, torch.uint8):
+            given = masked_probabilities(probe, [chosen.to(dtype)], black(probe))
+            assert torch.equal(given, masked_probabilities(probe, [chosen], black(probe)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float64])
+def test_a_mask_of_ones_gives_exactly_the_clean_probability(dtype: torch.dtype) -> None:
+    ones = torch.ones(4, 3, SIDE, SIDE, dtype=dtype)
+    with probing() as (probe, _):
+        found = masked_probabilities(probe, [ones], black(probe))
+        assert torch.equal(found, probe.probability[:, None].expand(-1, 3))
+
+
+@pytest.mark.parametrize("needs", [[], ["gradient", "grad_cam"]])
+def test_in_float32_too_a_mask_of_ones_ties_exactly(needs: list[str]) -> None:
+    network = registry.make("models", "shapes/resnet").describe(None)
+    model = load_model(network, "shapes/resnet", network.layers, "cpu")
+    images, labels, _ = generate(3, "test", range(8))
+    batch = Batch(images, labels, tuple(map(str, range(8))))
+    asked = [need for name in needs for need in registry.make("methods", name).needs]
+    with probing(model=model, batch=batch, needs=[Logits(), *asked]) as (probe, _):
+        for dtype in (torch.bool, torch.float32):
+            ones = torch.ones(8, 2, 64, 64, dtype=dtype)
+            found = masked_probabilities(probe, [ones], black(probe))
+            assert torch.equal(found, probe.probability[:, None].expand(-1, 2))
+
+
+def test_a_mask_of_ones_has_no_drop_no_gain_and_no_increase() -> None:
+    with probing() as (probe, _):
+        explanation = Explanation(probe, MASKS[:, 0])
+        ones = torch.ones(4, 1, SIDE, SIDE)
+        masked = masked_probabilities(probe, [ones], black(probe))[:, 0]
+        explanation._values[MaskedProbability("black", "magnitude")] = masked
+        for name in ("average_drop", "average_gain", "average_increase"):
+            assert not registry.make("metrics", name)(explanation).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float64])
+def test_a_mask_of_zeros_gives_exactly_the_baseline(dtype: torch.dtype) -> None:
+    with probing() as (probe, _):
+        found = masked_probabilities(
+            probe, [torch.zeros(4, 1, SIDE, SIDE, dtype=dtype)], black(probe)
+        )
+        assert torch.equal(found[:, 0], probe[BaselineProbability("black")])
+        assert torch.equal(
+            found[:, 0],
+            probability(probe.model.net(black(probe).expand(4, -1, -1, -1)), probe.target),
+        )
+
+
+def test_masks_are_taken_a_few_steps_at_a_time() -> None:
+    held: list[int] = []
+
+    def masks() -> Iterator[Tensor]:
+        for step in range(STEPS):
+            held.append(forwarded[0])
+            yield MASKS[:, step : step + 1]
+
+    with probing() as (probe, meter):
+        start = meter.forward
+        forwarded = [0]
+        probe.model.net.register_forward_hook(
+            lambda *_: forwarded.__setitem__(0, meter.forward - start)
+        )
+        masked_probabilities(probe, masks(), black(probe))
+    # what a step brings is forwarded before more than one further step is asked for
+    assert all(done >= 4 * (step - 1) for step, done in enumerate(held))
+
+
+def test_probabilities_are_of_the_probes_target() -> None:
+    target = torch.tensor([4, 3, 2, 1])
+    with probing(target=target) as (probe, _):
+        found = masked_probabilities(probe, [MASKS], black(probe))
+        torch.testing.assert_close(found, by_hand(probe, MASKS, black(probe)))
+
+
+@pytest.mark.parametrize("rows", [4, 6, 32])
+def test_passes_are_counted_exactly_with_a_partially_filled_batch(rows: int) -> None:
+    with probing(rows=rows) as (probe, meter):
+        before = meter.forward, meter.padding
+        filled = torch.cat((MASKS, MASKS[-1:].expand(rows - 4, -1, -1, -1)))
+        masked_probabilities(probe, [filled], black(probe))
+        sent = math.ceil(4 * STEPS / rows) * rows
+        assert meter.forward - before[0] == 4 * STEPS
+        assert meter.padding - before[1] == sent - 4 * STEPS
+        assert probe.spent == Passes(1 + STEPS, 0)
+
+
+def test_every_forward_has_the_fixed_shape() -> None:
+    shapes = []
+    model = toy_model()
+    model.net.register_forward_hook(lambda module, args, output: shapes.append(len(args[0])))
+    with probing(model=model, rows=7) as (probe, _):
+        filled = torch.cat((MASKS, MASKS[-1:].expand(3, -1, -1, -1)))
+        masked_probabilities(probe, [filled], black(probe))
+    assert shapes == [7] * (1 + math.ceil(4 * STEPS / 7))
+
+
+# --- memory that runs out -------------------------------------------------------------------------
+
+
+class Full(nn.Module):
+    """Takes up to ``most`` rows once its limit is on."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.most = inner, 1000
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+        logits: Tensor = self.inner(images)
+        return logits
+
+
+@pytest.mark.parametrize("most", range(1, 8))
+def test_out_of_memory_halves_the_chunk_and_changes_no_number(most: int) -> None:
+    plain = toy_model()
+    model = replace(plain, net=Full(plain.net), layers={})
+    with probing(8, rows=8) as (reference, _):
+        masks = torch.rand(8, STEPS, SIDE, SIDE, dtype=torch.float64)
+        expected = masked_probabilities(reference, [masks], black(reference))
+    with probing(8, model, rows=8) as (probe, meter):
+        assert isinstance(probe.model.net, Full)
+        probe.model.net.most = most
+        found = masked_probabilities(probe, masks.split(1, dim=1), black(probe))
+        halvings = []
+        size = 8
+        while size > most:
+            halvings.append(size)
+            size = (size + 1) // 2
+        assert probe.chunk == size
+        assert probe.events == [
+            f"out of memory: chunk halved to {(big + 1) // 2}" for big in halvings
+        ]
+        assert meter.retried == sum(halvings)
+        assert meter.forward == 8 + 8 * STEPS  # what ran out was not forwarded
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_out_of_memory_in_the_middle_of_a_chunk_loses_and_doubles_nothing() -> None:
+    plain = toy_model()
+    masks = torch.rand(8, STEPS, SIDE, SIDE, dtype=torch.float64)
+    with probing(8, rows=8) as (reference, _):
+        expected = masked_probabilities(reference, [masks], black(reference))
+    for first in range(1, 12):
+        for second in range(first + 1, 12):
+
+            class Sometimes(Full):
+                calls = -1  # the clean pass is not counted
+                fails = (first, second)
+
+                def forward(self, images: Tensor) -> Tensor:
+                    self.calls += 1
+                    self.most = 0 if self.calls in self.fails else 1000
+                    return super().forward(images)
+
+            model = replace(plain, net=Sometimes(plain.net), layers={})
+            with probing(8, model, rows=8) as (probe, _):
+                probe.model.net.calls = 0
+                found = masked_probabilities(probe, [masks], black(probe))
+                assert len(probe.events) <= 2
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_out_of_memory_at_one_row_rises() -> None:
+    plain = toy_model()
+    model = replace(plain, net=Full(plain.net), layers={})
+    with probing(8, model, rows=8) as (probe, _):
+        probe.model.net.most = 0
+        with pytest.raises(torch.OutOfMemoryError):
+            masked_probabilities(probe, [torch.ones(8, 1, SIDE, SIDE)], black(probe))
+        assert probe.chunk == 1
+
+
+def test_another_error_of_the_network_rises_at_once() -> None:
+    class Breaks(Full):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.most == 0:
+                raise RuntimeError("mine")
+            return super().forward(images)
+
+    plain = toy_model()
+    model = replace(plain, net=Breaks(plain.net), layers={})
+    with probing(8, model) as (probe, _):
+        probe.model.net.most = 0
+        with pytest.raises(RuntimeError, match="mine"):
+            masked_probabilities(probe, [torch.ones(8, 1, SIDE, SIDE)], black(probe))
+        assert probe.events == []
+
+
+# --- baselines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"), [("black", (0, 0, 0)), ("white", (1, 1, 1)), ("mean", (0.4, 0.5, 0.6))]
+)
+def test_a_colour_baseline_is_that_colour_in_pixels(name: Any, pixels: tuple[float, ...]) -> None:
+    model, batch = toy_model(), toy_batch(3)
+    inputs = model.normalise(batch.images)
+    baseline = baseline_image(name, model, inputs)
+    assert baseline.shape == (1, 3, SIDE, SIDE)
+    colour = torch.tensor(pixels, dtype=torch.float64).view(1, 3, 1, 1)
+    expected = model.normalise(colour.expand(1, 3, SIDE, SIDE))
+    torch.testing.assert_close(baseline, expected)
+    if name == "mean":
+        assert not baseline.any()
+
+
+def test_blur_in_network_space_is_blur_in_pixels() -> None:
+    model, batch = toy_model(), toy_batch(3)
+    found = baseline_image("blur", model, model.normalise(batch.images))
+    torch.testing.assert_close(found, model.normalise(gaussian_blur(batch.images, SIDE / 16)))
+
+
+def blurred_by_hand(image: np.ndarray[Any, Any], sigma: float) -> np.ndarray[Any, Any]:
+    """A two-dimensional sum over a mirrored image, without separating the axes."""
+    radii = [min(round(3 * sigma), side - 1) for side in image.shape]
+    padded = np.pad(image, [(r, r) for r in radii], mode="reflect")
+    offsets = [np.arange(-r, r + 1) for r in radii]
+    weight = np.exp(-(offsets[0][:, None] ** 2 + offsets[1] ** 2) / (2 * sigma**2))
+    weight /= weight.sum()
+    found = np.empty_like(image)
+    for row in range(image.shape[0]):
+        for column in range(image.shape[1]):
+            window = padded[row : row + 2 * radii[0] + 1, column : column + 2 * radii[1] + 1]
+            found[row, column] = (window * weight).sum()
+    return found
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5, 9.0])
+def test_blur_is_the_mirrored_gaussian_sum(sigma: float) -> None:
+    images = torch.rand(2, 3, 11, 14, generator=GENERATOR, dtype=torch.float64)
+    found = gaussian_blur(images, sigma)
+    for n in range(2):
+        for c in range(3):
+            expected = blurred_by_hand(images[n, c].numpy(), sigma)
+            np.testing.assert_allclose(found[n, c].numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 16])
+def test_blur_of_one_colour_is_that_colour(side: int) -> None:
+    flat = torch.full((1, 3, side, side), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(gaussian_blur(flat, side / 16), flat)
+
+
+# --- needs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", ["magnitude", "positive", "signed"])
+def test_a_masked_probability_reads_the_map_by_its_rule(sign: Any) -> None:
+    raw = torch.randn(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    read = {"magnitude": raw.abs(), "positive": raw.clamp(min=0), "signed": raw}[sign]
+    low, high = read.amin((1, 2), keepdim=True), read.amax((1, 2), keepdim=True)
+    with probing() as (probe, _):
+        found = Explanation(probe, raw)[MaskedProbability("black", sign)]
+        mask = ((read - low) / (high - low))[:, None]
+        torch.testing.assert_close(found, by_hand(probe, mask, black(probe))[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "steps", "counts"),
+    [
+        (4, 4, [0, 1, 2, 3, 4]),
+        (10, 3, [0, 3, 7, 10]),
+        (256, 1, [0, 256]),
+        (4, 8, [0, 0, 1, 2, 2, 2, 3, 4, 4]),
+    ],
+)
+def test_a_curve_changes_equal_shares_from_none_to_all(
+    pixels: int, steps: int, counts: list[int]
+) -> None:
+    assert Curve("salient", "black", steps).counts(pixels) == counts
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize("baseline", ["black", "blur"])
+def test_a_curve_runs_from_the_baseline_to_the_image_or_back(steps: int, baseline: Any) -> None:
+    maps = torch.randn(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    with probing() as (probe, _):
+        explanation = Explanation(probe, maps)
+        insertion = explanation[Curve("salient", baseline, steps)]
+        deletion = explanation[Curve("rest", baseline, steps)]
+        empty, full = probe[BaselineProbability(baseline)], probe.probability
+    assert insertion.shape == deletion.shape == (4, steps + 1)
+    assert torch.equal(insertion[:, 0], empty)
+    assert torch.equal(insertion[:, -1], full)
+    assert torch.equal(deletion[:, 0], full)
+    assert torch.equal(deletion[:, -1], empty)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 1000])
+@pytest.mark.parametrize("keep", ["salient", "rest"])
+def test_a_curve_is_the_brute_force_over_ranked_pixels(
+    keep: Any, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps with many, some and hardly any ties; the masks are caught on their way."""
+    steps, side = 7, 6
+    maps = torch.randint(levels, (4, side, side), generator=GENERATOR).double()
+    caught = []
+
+    def catch(probe: Probe, masks: Any, baseline: Tensor) -> Tensor:
+        caught.extend(masks)
+        return probe.probability[:, None].expand(-1, steps - 1)
+
+    batch = toy_batch(4, side=side)
+    with probing(batch=batch) as (probe, _):
+        probe[BaselineProbability("black")]
+        order = probe[Permutation()]
+        monkeypatch.setattr(masking, "masked_probabilities", catch)
+        Explanation(probe, maps)[Curve(keep, "black", steps)]
+    found = torch.cat(caught, dim=1)
+    assert found.shape == (4, steps - 1, side, side)
+    pixels = side * side
+    for image in range(4):
+        tie = {int(pixel): place for place, pixel in enumerate(order[image])}
+        flat = maps[image].flatten().tolist()
+        ranking = sorted(range(pixels), key=lambda pixel: (-flat[pixel], tie[pixel]))
+        for step in range(1, steps):
+            salient = set(ranking[: round(pixels * step / steps)])
+            shown = [(pixel in salient) == (keep == "salient") for pixel in range(pixels)]
+            assert found[image, step - 1].flatten().tolist() == shown
+
+
+def test_the_permutation_is_one_and_belongs_to_the_images_key() -> None:
+    batch = toy_batch(4)
+    swapped = Batch(batch.images, batch.labels, batch.keys[::-1])
+    with probing(batch=batch) as (probe, _), probing(batch=swapped) as (other, _):
+        order = probe[Permutation()]
+        assert torch.equal(order.sort(1).values, torch.arange(SIDE * SIDE).expand(4, -1))
+        assert torch.equal(order, other[Permutation()].flip(0))
+        assert len({tuple(row) for row in order.tolist()}) == 4
+
+
+def test_recovered_pixels_exceed_the_order_statistic() -> None:
+    maps = torch.randn(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    percents = (10, 25, 50)
+    with probing() as (probe, _):
+        share, found = Explanation(probe, maps)[Recovered("black", "signed", percents)]
+        scaled = (maps - maps.amin((1, 2), True)) / (
+            maps.amax((1, 2), True) - maps.amin((1, 2), True)
+        )
+        flat = scaled.flatten(1)
+        masks = []
+        for at, percent in enumerate(percents):
+            count = 256 - 256 * (100 - percent) // 100  # without ties: the pixels above the rank
+            chosen = torch.zeros_like(flat).scatter(
+                1, flat.argsort(1, descending=True)[:, :count], 1
+            )
+            torch.testing.assert_close(share[:, at], (flat * chosen).sum(1) / flat.sum(1))
+            masks.append(chosen.view(4, 1, SIDE, SIDE))
+        torch.testing.assert_close(found, by_hand(probe, torch.cat(masks, 1), black(probe)))
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+@pytest.mark.parametrize(
+    "need",
+    [
+        MaskedProbability("mean", "signed"),
+        Curve("salient", "blur", 1),
+        Curve("rest", "black", 9),
+        Recovered("black", "magnitude", (10, 50)),
+    ],
+    ids=repr,
+)
+def test_a_need_spends_what_it_declares(need: Need[Any], rows: int) -> None:
+    maps = torch.rand(rows, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    with probing(rows=rows) as (probe, meter):
+        before = meter.forward
+        Explanation(probe, maps)[need]
+        own = need.passes(probe.model).forward
+        shared = 1 if isinstance(need, Curve) else 0  # the baseline's own forward, once per batch
+        assert meter.forward - before == 4 * (own + shared)
+        assert meter.backward == 0

@@ -1,0 +1,208 @@
+"""Laws of RCAP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from xbench import registry
+from xbench.autograd import prepared
+from xbench.errors import UsageError
+from xbench.masking import Recovered
+from xbench.probe import Explanation, Probe
+from xbench.testing import ShareNetwork, toy_batch, toy_model
+from xbench.types import Batch, Model
+
+
+def explanation_of(maps: Tensor, model: Model, batch: Batch) -> Explanation:
+    probe = Probe(model, batch, target=torch.zeros(len(maps)).long())
+    assert probe.probability.isfinite().all()
+    return Explanation(probe, maps)
+
+
+def rcap(maps: Tensor, model: Model | None = None, batch: Batch | None = None, **p: Any) -> Tensor:
+    model, batch = model or toy_model(), batch or toy_batch(len(maps), side=maps.shape[-1])
+    with prepared(model.net):
+        found: Tensor = registry.make("metrics", "rcap", p)(explanation_of(maps, model, batch))
+        return found
+
+
+def by_hand(
+    maps: Tensor, model: Model, batch: Batch, rates: list[int], sign: str = "magnitude"
+) -> list[float]:
+    """Equation 4.1 with numpy, image by image; rates in percent.
+
+    The recovered set is {S > q}, except {S = max S} where q is the maximum (decision 3).
+    """
+    scores = []
+    for image, saliency in zip(batch.images, maps.numpy(), strict=True):
+        read = {
+            "magnitude": np.abs(saliency),
+            "positive": np.maximum(saliency, 0),
+            "signed": saliency,
+        }[sign]
+        span = read.max() - read.min()
+        scaled = (read - read.min()) / span if span else np.zeros_like(read)
+        order = np.sort(scaled.ravel())
+        terms = []
+        for rate in rates:
+            rank = max(scaled.size * rate // 100, 1)  # from 1
+            threshold = order[rank - 1]
+            recovered = scaled == threshold if threshold == order[-1] else scaled > threshold
+            share = scaled[recovered].sum() / scaled.sum() if scaled.sum() else 0.0
+            pixels = image * torch.from_numpy(recovered)  # black elsewhere, in pixel space
+            probability = model.net(model.normalise(pixels[None])).softmax(1)[0, 0]
+            terms.append(share * float(probability))
+        scores.append(float(np.mean(terms)))
+    return scores
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def test_on_ten_pixels_rcap_is_known_by_hand() -> None:
+    """S = 1, .9 .. .1 on pixels that add 0.3, 0.2, 0.1, 0.1, 0.1 to the probability."""
+    share = torch.tensor([[0.3, 0.2, 0.1, 0.1, 0.1, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    saliency = torch.linspace(0.9, 0, 10, dtype=torch.float64)[None, None]  # sum 4.5
+    batch = Batch(torch.ones(1, 3, 1, 10).double(), torch.zeros(1).long(), ("a",))
+    found = rcap(saliency, Model("share", ShareNetwork(share)), batch)
+    shares = np.cumsum([0.9, 0.8, 0.7, 0.6, 0.5]) / 4.5
+    assert float(found) == pytest.approx(np.mean(shares * [0.3, 0.5, 0.6, 0.7, 0.8]))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([2, 3, 5, 0]), st.sampled_from([4, 5, 8]))
+@settings(max_examples=40, deadline=None)
+def test_rcap_is_equation_4_1(seed: int, levels: int, side: int) -> None:
+    """On maps with many ties, with few, and with none."""
+    if levels:
+        maps = torch.randint(levels, (3, side, side), generator=generator(seed)).double()
+    else:
+        maps = torch.randn(3, side, side, generator=generator(seed), dtype=torch.float64)
+    model, batch = toy_model(), toy_batch(3, seed, side)
+    expected = by_hand(maps, model, batch, [90, 80, 70, 60, 50])
+    np.testing.assert_allclose(rcap(maps, model, batch).numpy(), expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("sign", ["magnitude", "positive", "signed"])
+@pytest.mark.parametrize(
+    ("params", "rates"),
+    [
+        ({"lower_bound": 0.7, "interval": 0.05}, [95, 90, 85, 80, 75, 70]),
+        ({"lower_bound": 0.9, "interval": 0.1}, [90]),
+        ({"lower_bound": 0.0, "interval": 0.5}, [50, 0]),
+        ({"lower_bound": 0.9, "interval": 0.5}, [90]),
+        ({"lower_bound": 0.97, "interval": 0.01}, [99, 98, 97]),
+    ],
+)
+def test_bounds_and_intervals_give_whole_percents(
+    params: dict[str, float], rates: list[int], sign: str
+) -> None:
+    """0.7 and 0.05 is where a float range of rates would end in a stray 100 %."""
+    maps = torch.randn(3, 16, 16, generator=generator(1), dtype=torch.float64)
+    model, batch = toy_model(), toy_batch(3)
+    expected = by_hand(maps, model, batch, rates, sign)
+    found = rcap(maps, model, batch, sign=sign, **params)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10, atol=1e-14)
+
+
+# --- by property ----------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+@settings(max_examples=20, deadline=None)
+def test_a_binary_map_has_all_its_saliency_in_every_partition(seed: int, ones: int) -> None:
+    """However many: where the threshold is the maximum, all that equal it are recovered."""
+    chosen = torch.randperm(256, generator=generator(seed))[:ones]
+    maps = torch.zeros(1, 256, dtype=torch.float64).index_fill(1, chosen, 1).view(1, 16, 16)
+    model, batch = toy_model(), toy_batch(1)
+    with prepared(model.net):
+        explanation = explanation_of(maps, model, batch)
+        share, probability = explanation[Recovered("black", "magnitude", (10, 20, 30, 40, 50))]
+    assert torch.equal(share, torch.ones(1, 5, dtype=torch.float64))
+    # the set itself is recovered every time
+    masked = model.net(model.normalise(batch.images * maps[:, None])).softmax(1)[:, :1]
+    torch.testing.assert_close(probability, masked.expand(1, 5))
+
+
+def test_squaring_a_map_raises_rcap_and_moves_no_ranking_metric() -> None:
+    maps = torch.rand(6, 16, 16, generator=generator(0), dtype=torch.float64)
+    model, batch = toy_model(), toy_batch(6)
+    assert (rcap(maps**2, model, batch) > rcap(maps, model, batch)).all()
+    for name in ("insertion", "deletion"):
+        metric = registry.make("metrics", name)
+        with prepared(model.net):
+            one, two = (metric(explanation_of(m, model, batch)) for m in (maps, maps**2))
+        assert torch.equal(one, two)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_rcap_lies_in_the_unit_interval(seed: int) -> None:
+    maps = torch.randn(4, 16, 16, generator=generator(seed), dtype=torch.float64)
+    found = rcap(maps, toy_model(seed=seed), toy_batch(4, seed))
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_rcap_of_a_certain_classifier_is_the_mean_share() -> None:
+    class Certain(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.new_tensor([1e4, 0.0]).expand(len(images), 2)
+
+    maps = torch.rand(3, 16, 16, generator=generator(0), dtype=torch.float64)
+    binary = (maps > 0.8).double()
+    assert rcap(binary, Model("certain", Certain())).tolist() == [1, 1, 1]
+    assert (rcap(maps, Model("certain", Certain())) < 1).all()
+
+
+def test_rcap_of_a_constant_map_is_zero() -> None:
+    for value in (0.0, 1.0, -3.0):
+        assert not rcap(torch.full((3, 16, 16), value).double()).any()
+
+
+def test_scale_and_offset_of_a_signed_map_move_nothing() -> None:
+    maps = torch.randn(3, 16, 16, generator=generator(0), dtype=torch.float64)
+    plain = rcap(maps, sign="signed")
+    torch.testing.assert_close(rcap(4 * maps + 2, sign="signed"), plain)
+
+
+def test_a_pixel_moved_between_partitions_moves_rcap() -> None:
+    """Exchanging high and low values keeps every share, and moves the probability alone."""
+    maps = torch.rand(1, 16, 16, generator=generator(0), dtype=torch.float64)
+    model, batch = toy_model(), toy_batch(1)
+    with prepared(model.net):
+        shares = [
+            explanation_of(m, model, batch)[Recovered("black", "magnitude", (10, 50))][0]
+            for m in (maps, maps.flip(1))
+        ]
+    torch.testing.assert_close(shares[0], shares[1])
+    assert rcap(maps, model, batch) != rcap(maps.flip(1), model, batch)
+
+
+def test_the_defaults_recover_a_tenth_to_a_half_on_black() -> None:
+    metric = registry.make("metrics", "rcap")
+    assert metric.recovered == Recovered("black", "magnitude", (10, 20, 30, 40, 50))
+    assert metric.better == "higher"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"lower_bound": 1.0}, "lower_bound = 1.0: input should be less than 1"),
+        ({"lower_bound": -0.1}, "lower_bound = -0.1: input should be greater than or equal to 0"),
+        ({"interval": 0.0}, "interval = 0.0: input should be greater than or equal to 0.01"),
+    ],
+)
+def test_bounds_out_of_range_are_refused(params: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        registry.make("metrics", "rcap", params)

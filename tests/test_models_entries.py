@@ -1,0 +1,113 @@
+"""Laws of model entries: what they say of themselves before a weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from xbench import registry
+from xbench.errors import UsageError
+from xbench.models.loading import describe_layers, weights_hash
+from xbench.models.torchvision import SamePaddedConv2d, architectures, pad_like_tensorflow
+from xbench.types import Network
+
+
+def checkpoint(**params: object) -> Network:
+    entry = registry.make("models", "checkpoint", {"weights": "w.safetensors", **params})
+    described: Network = entry.describe(None)
+    return described
+
+
+def test_the_embedded_network_brings_its_weights_and_its_last_layer() -> None:
+    network: Network = registry.make("models", "shapes/resnet").describe(None)
+    assert network.weights is not None
+    assert network.weights.is_file()
+    assert network.weights.stat().st_size < 1 << 20
+    net, layers = describe_layers(network, (64, 64))
+    assert layers == {"last_conv": "layer3"}
+    assert all(parameter.device.type == "meta" for parameter in net.parameters())
+
+
+def test_the_last_layer_that_is_found_is_the_one_that_is_named() -> None:
+    network: Network = registry.make("models", "shapes/resnet").describe(None)
+    unnamed = Network(network.build, None, network.mean, network.std, {}, {})
+    assert describe_layers(unnamed, (64, 64))[1] == {"last_conv": "layer3"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "last"),
+    [("resnet20", 32, "layer3"), ("resnet56", 32, "layer3"),
+     ("torchvision/resnet18", 224, "layer4"), ("torchvision/vgg11", 224, "features"),
+     ("torchvision/mobilenet_v2", 224, "features")],
+)  # fmt: skip
+def test_the_last_feature_map_is_the_layer_that_authors_mean(
+    architecture: str, size: int, last: str
+) -> None:
+    network = checkpoint(architecture=architecture, classes=10)
+    net, layers = describe_layers(network, (size, size))
+    path = layers["last_conv"]
+    assert path == last or path.startswith(f"{last}."), path
+    with torch.device("meta"):
+        assert net(torch.empty(2, 3, size, size)).shape == (2, 10)
+
+
+def test_an_unknown_architecture_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match=r"'torchvision/resnet17'; did you mean"):
+        checkpoint(architecture="torchvision/resnet17")
+
+
+def test_no_architecture_is_an_import_path() -> None:
+    for name in ("os.system", "torchvision/../os", "torchvision/models.resnet18", ""):
+        with pytest.raises(UsageError, match="unknown architecture"):
+            checkpoint(architecture=name)
+
+
+def test_weights_are_looked_for_in_the_data_directory_first(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").touch()
+    entry = registry.make(
+        "models", "checkpoint", {"architecture": "resnet20", "weights": "w.safetensors"}
+    )
+    assert entry.describe(tmp_path).weights == tmp_path / "w.safetensors"
+    assert entry.describe(None).weights == Path("w.safetensors")
+    assert entry.describe(tmp_path / "other").weights == Path("w.safetensors")
+
+
+def test_options_that_change_numbers_are_in_the_identity() -> None:
+    plain = checkpoint(architecture="resnet20", classes=10)
+    for more in ({"classes": 11}, {"padding": "same_tensorflow"}, {"architecture": "resnet56"}):
+        other = checkpoint(**{"architecture": "resnet20", "classes": 10, **more})
+        assert other.identity != plain.identity
+
+
+def test_same_padding_pads_the_right_and_the_bottom_only() -> None:
+    conv = torch.nn.Conv2d(1, 1, 3, stride=2, padding=1, bias=False)
+    net = pad_like_tensorflow(torch.nn.Sequential(conv))
+    assert isinstance(net[0], SamePaddedConv2d)
+    torch.nn.init.ones_(net[0].weight)
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    # windows begin at pixel 0 and 2; what lies beyond the right and bottom edge is zero
+    expected = [[image[0, 0, a : a + 3, b : b + 3].sum() for b in (0, 2)] for a in (0, 2)]
+    assert torch.equal(net(image)[0, 0], torch.tensor(expected))
+
+
+def test_same_padding_reaches_every_strided_convolution_of_a_real_network() -> None:
+    with torch.device("meta"):
+        net = pad_like_tensorflow(architectures()["torchvision/mobilenet_v2"](10))
+    strided = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.stride == (2, 2)]
+    assert len(strided) == 5
+    assert all(isinstance(module, SamePaddedConv2d) for module in strided)
+
+
+def test_a_fresh_network_is_hashed_by_its_weights() -> None:
+    def built(value: float) -> Network:
+        def build() -> torch.nn.Module:
+            net = torch.nn.Linear(2, 2)
+            torch.nn.init.constant_(net.weight, value)
+            torch.nn.init.zeros_(net.bias)
+            return net
+
+        return Network(build, None, (0.0,), (1.0,), {}, {})
+
+    assert weights_hash(built(1.0)) == weights_hash(built(1.0)) != weights_hash(built(2.0))

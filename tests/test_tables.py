@@ -1,0 +1,291 @@
+"""Laws of tables: numbers by hand, counts that add up, and an order that silence cannot improve."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import suite_of
+from xbench import leaderboard, registry
+from xbench.leaderboard import leaderboards, render
+from xbench.plan import Plan, make_plan
+from xbench.store import COLUMNS, Store
+from xbench.tables import TABLE_COLUMNS, Results, collect, to_csv, to_json
+
+pytestmark = pytest.mark.usefixtures("plugin")
+
+FACTS = {"provenance": {"made": "by hand"}}
+NAN = float("nan")
+
+Scores = Mapping[tuple[str, str], list[float | str]]
+"""By method and metric: a value per image, or the status of an image without one."""
+
+
+def plan_of(**changes: Any) -> Plan:
+    images = {"datasets": [{"name": "plug/noise", "images": 4}]}
+    return make_plan(suite_of(**{**images, **changes}), None)
+
+
+def stored(plan: Plan, folder: Path, scores: Scores) -> Results:
+    """The results of a plan whose store holds these scores and nothing else."""
+    store = Store(folder)
+    (group,) = plan.groups
+    rows = []
+    for cell in plan.cells:
+        found = scores.get((cell.method.label, cell.metric.label), [])
+        for at, ((_, key), score) in enumerate(zip(group.images, found, strict=False)):
+            value, status = (NAN, score) if isinstance(score, str) else (score, "ok")
+            rows.append((cell.id, key, at % 2, 0, 0.5, value, status))
+    if rows:
+        store.group(*group.folder).write("0", pd.DataFrame(rows, columns=list(COLUMNS)), FACTS)
+    return collect(plan, store)
+
+
+def row_of(results: Results, method: str = "gradient", metric: str = "mae") -> dict[str, Any]:
+    table = results.table
+    (row,) = table[(table["method"] == method) & (table["metric"] == metric)].to_dict("records")
+    return dict(row)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_mean_deviation_and_interval_are_those_of_the_textbook(tmp_path: Path) -> None:
+    results = stored(plan_of(), tmp_path, {("gradient", "mae"): [0.1, 0.2, 0.3, 0.8]})
+    row = row_of(results)
+    deviation = math.sqrt((0.25**2 + 0.15**2 + 0.05**2 + 0.45**2) / 3)
+    assert row["mean"] == pytest.approx(0.35, abs=1e-15)
+    assert row["std"] == pytest.approx(deviation, abs=1e-15)
+    assert row["ci_low"] == pytest.approx(0.35 - 1.96 * deviation / 2, abs=1e-15)
+    assert row["ci_high"] == pytest.approx(0.35 + 1.96 * deviation / 2, abs=1e-15)
+    assert (row["images"], row["failed"], row["degenerate"]) == (4, 0, 0)
+    assert (row["status"], row["reason"], row["better"]) == ("ok", "", "lower")
+
+
+def test_one_image_has_a_mean_and_no_interval(tmp_path: Path) -> None:
+    plan = plan_of(datasets=[{"name": "plug/noise", "images": 1}])
+    row = row_of(stored(plan, tmp_path, {("gradient", "mae"): [0.25]}))
+    assert row["mean"] == 0.25
+    assert math.isnan(row["std"])
+    assert math.isnan(row["ci_low"])
+
+
+def test_means_do_not_depend_on_the_order_of_the_images(tmp_path: Path) -> None:
+    hard = [1e16, 1.0, -1e16, 1.0]
+    one = row_of(stored(plan_of(), tmp_path / "1", {("gradient", "mae"): hard}))
+    two = row_of(stored(plan_of(), tmp_path / "2", {("gradient", "mae"): hard[::-1]}))
+    assert one["mean"] == two["mean"] == 0.5
+
+
+def test_images_without_a_score_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    statuses = [0.5, "failed: nonfinite", "undefined: p < 1e-6", "failed: nonfinite"]
+    row = row_of(stored(plan_of(), tmp_path, {("gradient", "mae"): statuses}))
+    assert (row["images"], row["failed"], row["mean"]) == (1, 3, 0.5)
+    assert row["status"] == "partial"
+    assert row["reason"] == "2 x failed: nonfinite; 1 x undefined: p < 1e-6"
+
+
+@pytest.mark.parametrize("status", ["error: ValueError: x", "failed: mask", "skipped: no ReLU"])
+def test_a_cell_without_any_score_says_what_became_of_it(status: str, tmp_path: Path) -> None:
+    row = row_of(stored(plan_of(), tmp_path, {("gradient", "mae"): [status] * 4}))
+    assert row["status"] == status.split(":")[0]
+    assert row["reason"] == f"4 x {status}"
+    assert math.isnan(row["mean"])
+
+
+def test_degenerate_maps_are_scored_and_counted(tmp_path: Path) -> None:
+    plan = plan_of()
+    (group,) = plan.groups
+    cell = next(c for c in plan.cells if c.method.name == "gradient" and c.metric.name == "mae")
+    rows = [(cell.id, key, 0, 0, 0.5, 0.5, "degenerate") for _, key in group.images]
+    store = Store(tmp_path)
+    store.group(*group.folder).write("0", pd.DataFrame(rows, columns=list(COLUMNS)), FACTS)
+    results = collect(plan, store)
+    row = row_of(results)
+    assert (row["images"], row["degenerate"], row["failed"]) == (4, 4, 0)
+    assert (row["status"], row["mean"]) == ("ok", 0.5)
+
+
+def test_what_is_not_computed_yet_is_missing_and_makes_a_run_fail(tmp_path: Path) -> None:
+    results = stored(plan_of(), tmp_path, {("gradient", "mae"): [0.5, 0.5]})
+    assert row_of(results)["reason"] == "2 not computed yet"
+    assert row_of(results)["status"] == "partial"
+    assert row_of(results, "random")["status"] == "missing"
+    assert results.failing > 0
+
+
+def test_undefined_skipped_and_degenerate_rows_fail_no_run(tmp_path: Path) -> None:
+    plan = plan_of(methods=["gradient"], metrics=["mae"])
+    scores: Scores = {("gradient", "mae"): [0.5, "undefined: p < 1e-6", "skipped: x", 0.1]}
+    assert stored(plan, tmp_path / "fine", scores).failing == 0
+    for status in ("failed: decode", "error: ValueError"):
+        bad: Scores = {("gradient", "mae"): [0.5, status, 0.1, 0.1]}
+        assert stored(plan, tmp_path / status[:5], bad).failing == 1
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+def test_csv_is_sorted_with_fixed_decimals_and_plain_line_ends(tmp_path: Path) -> None:
+    results = stored(plan_of(), tmp_path, {("gradient", "mae"): [1 / 3] * 4})
+    text = to_csv(results.table)
+    assert "\r" not in text
+    assert text.endswith("\n")
+    assert text.splitlines()[0] == ",".join(TABLE_COLUMNS)
+    assert "0.333333,0.000000,0.333333,0.333333" in text
+    again = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    names = list(zip(again["method"], again["metric"], strict=True))
+    assert names == sorted(names)
+    assert len(again) == 9
+    assert set(again.loc[again["status"] == "missing", "mean"]) == {""}
+
+
+def test_json_has_null_where_there_is_no_number(tmp_path: Path) -> None:
+    results = stored(plan_of(), tmp_path, {("gradient", "mae"): [0.5] * 4})
+    found = json.loads(render(results, "json"))
+    assert found == json.loads(to_json(results))
+    assert [row["mean"] for row in found].count(None) == 8
+    assert list(found[0]) == list(TABLE_COLUMNS)
+
+
+def test_markdown_has_one_row_per_method_and_equal_columns(tmp_path: Path) -> None:
+    plan = plan_of(methods=["gradient", {"name": "grad_cam", "label": "a|b"}, "random"])
+    lines = render(stored(plan, tmp_path, {("gradient", "mae"): [0.5] * 4}), "md").splitlines()
+    rows = [line.replace("\\|", "") for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 3
+    assert len({row.count("|") for row in rows}) == 1
+    assert lines[0].startswith("**plug/noise x plug/tiny, 4 images, accuracy 50.0 %")
+
+
+def test_a_line_of_the_terminal_table_is_never_cut(tmp_path: Path) -> None:
+    results = stored(plan_of(), tmp_path, {("gradient", "mae"): [0.123456] * 4})
+    for width in (60, 80, 200):
+        text = render(results, "terminal", width)
+        assert "0.1235" in text
+        assert "…" not in text
+        assert "\x1b" not in text
+
+
+# --- the order ------------------------------------------------------------------------------------
+
+RANKED = ["gradient", "input_x_gradient", "grad_cam"]
+METRICS = ["average_drop", {"name": "insertion", "steps": 4, "label": "insertion"}, "mae"]
+
+
+def test_the_order_is_the_mean_rank_over_the_faithfulness_metrics(tmp_path: Path) -> None:
+    """Average drop is better low, insertion better high; MAE is of another family."""
+    scores: Scores = {
+        ("gradient", "average_drop"): [10.0] * 4,
+        ("input_x_gradient", "average_drop"): [20.0] * 4,
+        ("grad_cam", "average_drop"): [30.0] * 4,
+        ("gradient", "insertion"): [0.1] * 4,
+        ("input_x_gradient", "insertion"): [0.9] * 4,
+        ("grad_cam", "insertion"): [0.5] * 4,
+        ("grad_cam", "mae"): [0.0] * 4,
+    }
+    (board,) = leaderboards(stored(plan_of(methods=RANKED, metrics=METRICS), tmp_path, scores))
+    assert board.ranks == {"gradient": 2.0, "input_x_gradient": 1.5, "grad_cam": 2.5}
+    assert board.methods == ("input_x_gradient", "gradient", "grad_cam")
+
+
+def test_equal_means_share_their_places(tmp_path: Path) -> None:
+    scores: Scores = {
+        ("gradient", "average_drop"): [10.0] * 4,
+        ("input_x_gradient", "average_drop"): [10.0] * 4,
+        ("grad_cam", "average_drop"): [30.0] * 4,
+    }
+    plan = plan_of(methods=RANKED, metrics=["average_drop"])
+    (board,) = leaderboards(stored(plan, tmp_path, scores))
+    assert board.ranks == {"gradient": 1.5, "input_x_gradient": 1.5, "grad_cam": 3.0}
+
+
+def test_control_maps_stand_apart_and_take_no_rank(tmp_path: Path) -> None:
+    plan = plan_of(methods=["random", "gradient", "centre", "grad_cam"], metrics=["average_drop"])
+    scores: Scores = {
+        ("random", "average_drop"): [0.0] * 4,
+        ("centre", "average_drop"): [0.0] * 4,
+        ("gradient", "average_drop"): [50.0] * 4,
+        ("grad_cam", "average_drop"): [40.0] * 4,
+    }
+    results = stored(plan, tmp_path, scores)
+    (board,) = leaderboards(results)
+    assert board.methods == ("grad_cam", "gradient", "random", "centre")
+    assert board.ranks == {"grad_cam": 1.0, "gradient": 2.0}
+    text = render(results, "md")
+    assert "**40.00**" in text
+    assert "**0.00**" not in text
+
+
+def test_a_suite_of_controls_alone_ranks_them(tmp_path: Path) -> None:
+    plan = plan_of(methods=["random", "centre"], metrics=["average_drop"])
+    scores: Scores = {("random", "average_drop"): [2.0] * 4, ("centre", "average_drop"): [1.0] * 4}
+    (board,) = leaderboards(stored(plan, tmp_path, scores))
+    assert board.methods == ("centre", "random")
+
+
+means = st.one_of(st.just(NAN), st.integers(0, 5).map(float))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    columns=st.lists(st.lists(means, min_size=4, max_size=4), min_size=1, max_size=3),
+    method=st.integers(0, 3),
+    metric=st.integers(0, 2),
+)
+def test_a_score_that_goes_missing_never_improves_a_rank(
+    columns: list[list[float]], method: int, metric: int
+) -> None:
+    names = ["a", "b", "c", "d"]
+    better = ["lower", "higher", "lower"]
+    metric %= len(columns)
+
+    class Metric:
+        def __init__(self, better: str) -> None:
+            self.better = better
+
+    metrics = {str(at): Metric(better[at]) for at in range(len(columns))}
+
+    def ranks() -> dict[str, float]:
+        found = {(n, str(at)): columns[at][i] for at in range(len(columns))
+                 for i, n in enumerate(names)}  # fmt: skip
+        return leaderboard._mean_ranks(names, metrics, found)
+
+    before = ranks()
+    columns[metric][method] = NAN
+    after = ranks()
+    assert after[names[method]] >= before[names[method]] - 1e-12
+    assert sum(after.values()) == pytest.approx(10)
+
+
+def test_each_data_set_and_model_has_a_leaderboard_of_its_own(tmp_path: Path) -> None:
+    plan = plan_of(models=["plug/tiny", {"name": "plug/tiny", "seed": 1}])
+    boards = leaderboards(collect(plan, Store(tmp_path)))
+    assert [board.title.split(",")[0] for board in boards] == [
+        "plug/noise x plug/tiny", "plug/noise x plug/tiny(seed=1)",
+    ]  # fmt: skip
+
+
+def test_a_stored_row_that_no_cell_or_image_of_the_plan_asks_for_is_left_out(
+    tmp_path: Path,
+) -> None:
+    more = plan_of(datasets=[{"name": "plug/noise", "images": 8}])
+    stored(more, tmp_path, {("gradient", "mae"): [0.0] * 4 + [1.0] * 4})
+    results = collect(plan_of(methods=["gradient"]), Store(tmp_path))
+    assert row_of(results)["mean"] == 0.0
+    assert len(results.per_image) == 4
+
+
+def test_columns_name_every_metric_once_with_its_direction() -> None:
+    for name, entry in registry.entries("metrics").items():
+        if entry.origin.startswith("xbench."):
+            assert entry.load().better in ("higher", "lower"), name
+            assert getattr(entry.load(), "family", ""), name
