@@ -206,3 +206,9 @@ def test_the_defaults_recover_a_tenth_to_a_half_on_black() -> None:
 def test_bounds_out_of_range_are_refused(params: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         registry.make("metrics", "rcap", params)
+
+
+@pytest.mark.parametrize("params", [{"interval": 0.333}, {"lower_bound": 0.505}])
+def test_thresholds_between_whole_percents_are_refused(params: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="whole number of hundredths"):
+        registry.make("metrics", "rcap", params)

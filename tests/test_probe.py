@@ -391,7 +391,7 @@ def test_a_map_of_another_shape_is_refused(maps: Any, shown: str) -> None:
         Explanation(probe, maps)
 
 
-def test_an_explanation_marks_maps_that_are_not_finite_or_constant() -> None:
+def test_an_explanation_marks_maps_that_are_not_finite() -> None:
     maps = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
     maps[0, 3, 3] = torch.nan
     maps[1, 0, 0] = -torch.inf
@@ -399,7 +399,6 @@ def test_an_explanation_marks_maps_that_are_not_finite_or_constant() -> None:
     with probing() as (probe, _):
         explanation = Explanation(probe, maps)
     assert explanation.finite.tolist() == [False, False, True, True]
-    assert explanation.constant.tolist() == [False, False, True, False]
     assert not explanation.saliency[:2].any()
     assert torch.equal(explanation.saliency[2:], maps[2:])
     assert torch.equal(explanation.raw.isnan(), maps.isnan())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from xbench import registry
 from xbench.autograd import prepared
 from xbench.probe import Explanation, Probe
 from xbench.scoring import evaluated
@@ -126,3 +127,13 @@ def test_what_a_metric_forwards_itself_is_counted_without_the_filling() -> None:
 
     outcomes(again, rows=6)
     assert counted == [(4, 2)]
+
+
+def test_a_map_is_degenerate_if_it_is_constant_as_the_metric_reads_it() -> None:
+    maps = -torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = toy_model()
+    with prepared(model.net) as meter:
+        explanation = Explanation(Probe(model, toy_batch(4), meter=meter), maps)
+        for sign, status in (("positive", "degenerate"), ("magnitude", "ok")):
+            drop = registry.make("metrics", "average_drop", {"sign": sign})
+            assert {words for _, words in evaluated(drop, explanation)} == {status}

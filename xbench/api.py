@@ -55,7 +55,8 @@ def attribute(
         seed: of all noise.
         keys: stable ids, on which noise hangs; None means a hash of each image's content.
         batch_size: rows of every forward, the last filled up; None means 32, or the number of
-            images if there are fewer.
+            images if there are fewer. Numbers of one size are equal bit by bit on one thread,
+            which is what a run uses (``torch.set_num_threads(1)``).
         **params: hyper-parameters of the method.
 
     Raises:

@@ -39,14 +39,19 @@ def _rows(kind: str) -> list[tuple[str, str]]:
             for name, entry in registry.entries(group).items()
             if not entry.origin.startswith("xbench.")
         ]
-        return found + [(origin, f"broken: {e}") for origin, e in registry.broken_plugins().items()]
+        return found + [(origin, f"broken: {words}") for origin, words in _broken_plugins()]
     rows = []
     for name, entry in registry.entries(kind).items():
         try:
             rows.append((name, summary(entry.load())))
         except UsageError as error:
-            rows.append((name, f"broken: {error}"))
+            rows.append((name, f"broken: {' '.join(str(error).split())}"))
     return rows
+
+
+def _broken_plugins() -> list[tuple[str, str]]:
+    """Origin and error of each, in one line: an import error may have many."""
+    return [(origin, " ".join(e.split())) for origin, e in registry.broken_plugins().items()]
 
 
 def summary(cls: type) -> str:
@@ -154,8 +159,7 @@ def diagnosis() -> tuple[str, bool]:
     if data and not Path(data).is_dir():
         problems.append(f"XBENCH_DATA names {data!r}, which is no directory")
     try:
-        for origin, error in registry.broken_plugins().items():
-            problems.append(f"plug-in {origin}: {error}")
+        problems += [f"plug-in {origin}: {words}" for origin, words in _broken_plugins()]
     except (ImportError, XbenchError) as error:
         problems.append(f"the built-in entries cannot be imported: {error}")
     lines += [f"PROBLEM: {problem}" for problem in problems] or ["no problems found"]

@@ -18,7 +18,6 @@ from torch import Tensor
 from . import noise
 from .autograd import Meter, class_gradient, recording
 from .errors import Unsupported, UsageError
-from .maps import is_constant
 from .types import Batch, Model, Passes
 
 T = TypeVar("T")
@@ -261,7 +260,6 @@ class Explanation:
         saliency: the maps; one that is not finite is replaced by zeros here and marked in
             ``finite``.
         finite: (N,) bool.
-        constant: (N,) bool, finite maps with one single value.
 
     Raises:
         ValueError: if the shape is not (N, H, W).
@@ -278,7 +276,6 @@ class Explanation:
         self.raw = saliency = saliency.detach()
         self.finite = saliency.isfinite().flatten(1).all(1)
         self.saliency = saliency.where(self.finite[:, None, None], 0)
-        self.constant = is_constant(self.saliency) & self.finite
         self._values: dict[Need[Any], Any] = {}
 
     def __getitem__(self, need: Need[T]) -> T:

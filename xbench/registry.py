@@ -147,7 +147,7 @@ def _add_installed(kind: str, point: EntryPoint) -> None:
     def load() -> type:
         try:
             cls: type = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _broken[origin] = f"{type(error).__name__}: {error}"
             raise UsageError(
                 f"plug-in {origin} provides {kind[:-1]} {point.name!r} but fails to import: "
@@ -216,7 +216,7 @@ def load_plugin(name: str) -> None:
             importlib.import_module(name)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"plug-in {name!r} fails to import: {type(error).__name__}: {error}"
         ) from error

@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
+from .maps import is_constant, with_sign
 from .probe import Explanation
 
 
 def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
     """(value, status) of each image, without the probe's filling.
 
-    ``ok``, or ``degenerate``: scored, but the map is constant. ``failed: nonfinite``: the map holds
-    NaN or infinity and is not scored. A value of NaN is a metric's word for "undefined here": its
-    status is the metric's ``undefined``, or ``failed: nonfinite score`` where it declares none.
+    ``ok``, or ``degenerate``: scored, but the map is constant as the metric reads it. ``failed:
+    nonfinite``: the map holds NaN or infinity and is not scored. A value of NaN is a metric's word
+    for "undefined here": its status is the metric's ``undefined``, or ``failed: nonfinite score``
+    where it declares none.
 
     Raises:
         ValueError: if the metric does not return one score per image.
@@ -30,11 +32,12 @@ def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
             f"but got {got}"
         )
     undefined = getattr(metric, "undefined", "failed: nonfinite score")
+    constant = is_constant(with_sign(explanation.saliency, getattr(metric, "sign", "signed")))
     outcomes = []
-    for value, finite, constant in zip(
+    for value, finite, is_flat in zip(
         values.detach().double()[: probe.real].tolist(),
         explanation.finite.tolist(),
-        explanation.constant.tolist(),
+        constant.tolist(),
         strict=False,
     ):
         if not finite:
@@ -44,5 +47,5 @@ def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
         elif math.isinf(value):
             outcomes.append((math.nan, "failed: nonfinite score"))
         else:
-            outcomes.append((value, "degenerate" if constant else "ok"))
+            outcomes.append((value, "degenerate" if is_flat else "ok"))
     return outcomes

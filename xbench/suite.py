@@ -220,7 +220,7 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> 
     for key, setting in settings:
         value = _with(value, key.split("."), setting, key)
     reader = _Reader(document)
-    listed = {kind: value.get(kind) for kind in registry.KINDS}
+    listed = {key: items for key, items in value.items() if key in registry.KINDS}
     chosen = {k: reader.choices(k, items) for k, items in listed.items() if isinstance(items, list)}
     try:
         file = _File.model_validate(value)

@@ -43,6 +43,12 @@ class RCAP:
     family: ClassVar[str] = "faithfulness"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
+    def __post_init__(self) -> None:
+        for name in ("lower_bound", "interval"):
+            percent = 100 * getattr(self, name)
+            if abs(percent - round(percent)) > 1e-9:
+                raise ValueError(f"{name} must be a whole number of hundredths, such as 0.05")
+
     @property
     def recovered(self) -> Recovered:
         # whole percents: a float range would end in a stray 100 % for some intervals
