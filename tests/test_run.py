@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
 from conftest import Outcome
+
 from xbench import registry
 from xbench.store import Store
 
@@ -40,7 +40,7 @@ def shaped(rows: int, **options: Any) -> dict[str, Any]:
 def test_no_bit_depends_on_the_order_or_the_slice_of_the_images(
     rows: int, run: Run, tmp_path: Path
 ) -> None:
-    """Twenty rows are no multiple of a vector register, where one place may round unlike another."""
+    """Twenty rows fill no whole vector registers, where one place may round unlike another."""
     reference = run(out=tmp_path / "reference", **WIDE, **shaped(rows, slice=24))
     shuffled = [{"name": "plug/noise", "count": 24, "shuffle": "zz"}]
     straight = [{"name": "plug/noise", "count": 24}]
@@ -129,6 +129,7 @@ def test_another_batch_size_leaves_a_group_at_its_own_and_says_so(run: Run, tmp_
 def shapes_at(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pd.DataFrame]:
     """Scores of 64 images on the embedded network by batch size, float32."""
     from conftest import last_run
+
     from xbench.document import Document
     from xbench.run import run_suite
     from xbench.suite import load_suite

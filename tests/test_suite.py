@@ -229,7 +229,8 @@ def test_a_grid_of_a_billion_points_is_refused_at_once() -> None:
 def mutated(value: Any, draw: random.Random) -> Any:
     """The value with one thing somewhere removed, doubled, replaced or renamed."""
     odd = [None, True, -1, 0, 3.5, float("nan"), "", "x", "gradient", [], {}, [[]], {"name": "x"},
-           {"name": ["gradient"]}, {"name": None}, 10**30, "1e-3", b"x", [None], "é\x00"]  # fmt: skip
+           {"name": ["gradient"]}, {"name": None}, 10**30, "1e-3", b"x", [None],
+           "é\x00"]  # fmt: skip
     if isinstance(value, dict) and value and draw.random() < 0.8:
         key = draw.choice(list(value))
         changed = dict(value)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import suite_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import suite_of
 from xbench import leaderboard, registry
 from xbench.leaderboard import leaderboards, render
 from xbench.plan import Plan, make_plan

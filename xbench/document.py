@@ -125,6 +125,7 @@ class _Builder:
             if not isinstance(key, str) or key == "<<":
                 raise SuiteError([f"{self.document.place(path)}: keys must be plain words"])
             if key in found:
+                self.document.lines[(*path, key)] = key_node.start_mark.line + 1
                 raise SuiteError([f"{self.document.place((*path, key))}: key {key!r} occurs twice"])
             found[key] = self.build(value_node, (*path, key))
             self.document.lines[(*path, key)] = key_node.start_mark.line + 1

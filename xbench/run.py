@@ -198,12 +198,12 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
         total = total.plus(outlay)
     planned = sum(len(group.active) * len(group.images) for group in plan.groups)
     missing = sum(len(cells) * len(images) for job, _ in work for cells, images in job.portions)
-    shape = plan.shape()
+    shapes = sorted({job.rows for job, _ in work} or {plan.shape()["rows"]})
     lines += [
         "",
         f"scores: {planned:,} planned, {planned - missing:,} stored, {missing:,} missing",
         f"units of work: {len(work)}, of up to {suite.run.slice} images; "
-        f"forward shape {shape['rows']} rows",
+        f"forward shape {' and '.join(map(str, shapes))} rows",
         f"passes to run: {_passes(total)}",
     ]
     return "\n".join(lines) + "\n"

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
 from conftest import Outcome, finish, last_run, members, start, suite_file
+
 from xbench.store import Store
 
 SUITE: dict[str, Any] = {
@@ -67,7 +67,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     time.sleep(1.5)
     os.killpg(early.pid, signal.SIGKILL)
     early.communicate()
-    for _ in range(4):
+    for _ in range(3):
         before = len(parts(tmp_path))
         process = begin(tmp_path)
         wait_for(lambda before=before: len(parts(tmp_path)) > before, process)
@@ -89,6 +89,14 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     assert not list(tmp_path.glob("results/**/*.bad"))
 
 
+def gone(process: subprocess.Popen[str]) -> bool:
+    """Whether nobody of its group is left, or only for a moment: Python's own tracker ends last."""
+    deadline = time.monotonic() + 3
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not members(process.pid)
+
+
 def interrupted(process: subprocess.Popen[str]) -> str:
     """What a run says after Ctrl-C, which a terminal sends to all its processes."""
     began = time.monotonic()
@@ -98,7 +106,7 @@ def interrupted(process: subprocess.Popen[str]) -> str:
     assert time.monotonic() - began < 10
     assert "interrupted" in answer.err
     assert "Traceback" not in answer.err
-    assert members(process.pid) == [], "a worker outlives the run"
+    assert gone(process), "a worker outlives the run"
     return answer.err
 
 
@@ -137,5 +145,4 @@ def test_a_second_interrupt_ends_at_once_and_leaves_nobody(plugin: Path, tmp_pat
     answer = finish(process, 15)
     assert answer.status == 130, answer.err
     assert "Traceback" not in answer.err
-    assert members(process.pid) == []
-
+    assert gone(process)
