@@ -238,11 +238,13 @@ means = st.one_of(st.just(NAN), st.integers(0, 5).map(float))
 @settings(max_examples=200, deadline=None)
 @given(
     columns=st.lists(st.lists(means, min_size=4, max_size=4), min_size=1, max_size=3),
+    counts=st.lists(st.lists(st.integers(1, 3), min_size=4, max_size=4), min_size=3, max_size=3),
     method=st.integers(0, 3),
     metric=st.integers(0, 2),
+    left=st.integers(0, 2),
 )
-def test_a_score_that_goes_missing_never_improves_a_rank(
-    columns: list[list[float]], method: int, metric: int
+def test_a_score_or_an_image_that_goes_missing_never_improves_a_rank(
+    columns: list[list[float]], counts: list[list[int]], method: int, metric: int, left: int
 ) -> None:
     names = ["a", "b", "c", "d"]
     better = ["lower", "higher", "lower"]
@@ -257,10 +259,14 @@ def test_a_score_that_goes_missing_never_improves_a_rank(
     def ranks() -> dict[str, float]:
         found = {(n, str(at)): columns[at][i] for at in range(len(columns))
                  for i, n in enumerate(names)}  # fmt: skip
-        return leaderboard._mean_ranks(names, metrics, found)
+        images = {(n, str(at)): 0 if columns[at][i] != columns[at][i] else counts[at][i]
+                  for at in range(len(columns)) for i, n in enumerate(names)}  # fmt: skip
+        return leaderboard._mean_ranks(names, metrics, found, images)
 
     before = ranks()
-    columns[metric][method] = NAN
+    if left < counts[metric][method]:
+        counts[metric][method] = left
+    columns[metric][method] = NAN if left == 0 else columns[metric][method]
     after = ranks()
     assert after[names[method]] >= before[names[method]] - 1e-12
     assert sum(after.values()) == pytest.approx(10)

@@ -42,6 +42,9 @@ def _rows(kind: str) -> list[tuple[str, str]]:
         return found + [(origin, f"broken: {words}") for origin, words in _broken_plugins()]
     rows = []
     for name, entry in registry.entries(kind).items():
+        if entry.installed:  # its module is imported only where a suite names it
+            rows.append((name, f"provided by {entry.origin}"))
+            continue
         try:
             rows.append((name, summary(entry.load())))
         except UsageError as error:

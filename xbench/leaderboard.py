@@ -34,7 +34,8 @@ class Leaderboard:
         methods: labels, best first; those without a rank are control maps, listed apart.
         metrics: labels; a metric that was skipped for all methods is only in ``marks``.
         means: by method and metric; NaN where there is no score.
-        ranks: mean rank over ``ranked_by``; a missing score has the worst rank.
+        ranks: mean rank over ``ranked_by``; a missing score, or one over fewer
+            images than another, has the worst rank.
         ranked_by: symbols of the faithfulness metrics, or of all where there are none.
         headings: metric label to heading, with arrow and baseline.
         better: metric label to "higher" or "lower".
@@ -71,7 +72,8 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
     ranked = [name for name in methods if name not in controls] or controls
     faithful = [name for name, m in metrics.items() if getattr(m, "family", "") == "faithfulness"]
     deciding = {name: metrics[name] for name in faithful or metrics}
-    ranks = _mean_ranks(ranked, deciding, means)
+    images = {(row["method"], row["metric"]): int(row["images"]) for row in rows}
+    ranks = _mean_ranks(ranked, deciding, means, images)
     order = sorted(ranked, key=ranks.__getitem__)
     shown = [n for n in metrics if any(r["status"] != "skipped" for r in rows if r["metric"] == n)]
     return Leaderboard(
@@ -93,12 +95,25 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
 
 
 def _mean_ranks(
-    methods: Sequence[str], metrics: Mapping[str, Any], means: Mapping[tuple[str, str], float]
+    methods: Sequence[str],
+    metrics: Mapping[str, Any],
+    means: Mapping[tuple[str, str], float],
+    images: Mapping[tuple[str, str], int],
 ) -> dict[str, float]:
-    """1 is best; equal means share the average of their places; no mean is behind all others."""
+    """1 is best; equal means share the average of their places.
+
+    A mean over fewer images than another method's is behind all others, as is no mean: a failed
+    image never improves a rank.
+    """
     total = dict.fromkeys(methods, 0.0)
     for name, metric in metrics.items():
-        column = pd.Series([means.get((method, name), math.nan) for method in methods])
+        most = max(images.get((method, name), 0) for method in methods)
+        column = pd.Series(
+            [
+                means[method, name] if images.get((method, name)) == most else math.nan
+                for method in methods
+            ]
+        )
         places = column.rank(ascending=metric.better == "lower", na_option="bottom")
         for method, place in zip(methods, places.tolist(), strict=True):
             total[method] += place / len(metrics)

@@ -66,11 +66,17 @@ class Report:
     def failure(self, error: BaseException, where: str) -> str:
         """The status of a row that an error cost; the traceback is kept once."""
         if isinstance(error, Unsupported):
-            return f"skipped: {error}"
-        words = " ".join(str(error).split())[:300]
+            return f"skipped: {_plain(error)}"
+        words = _plain(error)
         status = f"error: {type(error).__name__}: {words}"
         self.errors.setdefault(f"{where}: {status}", "".join(traceback.format_exception(error)))
         return status
+
+
+def _plain(error: BaseException) -> str:
+    """An error's message on one line, without what could steer a terminal."""
+    printable = (char if char.isprintable() else " " for char in str(error))
+    return " ".join("".join(printable).split())[:300]
 
 
 @functools.lru_cache(maxsize=1)

@@ -144,7 +144,7 @@ def _summary(cell: Cell, rows: pd.DataFrame | None, asked: int) -> dict[str, Any
     return _numbers(rows.loc[scored, "value"]) | {
         "images": int(scored.sum()),
         "degenerate": int((rows["status"] == "degenerate").sum()),
-        "failed": int((~scored).sum()),
+        "failed": int((~scored & ~rows["status"].str.startswith("skipped")).sum()),
         "status": status,
         "reason": reason,
     }
