@@ -57,7 +57,6 @@ class Tiny:
         return xbench.Network(
             build=lambda: network(self.classes, self.seed), weights=None, mean=self.mean,
             std=(0.25,) * 3, layers={},
-            identity={"architecture": "tiny", "classes": self.classes, "seed": self.seed},
         )
 
 
@@ -324,7 +323,7 @@ class NaNWeights:
     """Weights that training has ruined."""
 
     def describe(self, data):
-        return xbench.Network(WithNaN, None, (0.0,) * 3, (1.0,) * 3, {}, {})
+        return xbench.Network(WithNaN, None, (0.0,) * 3, (1.0,) * 3, {})
 
 
 @xbench.model("sabotage/unseeded")
@@ -334,7 +333,7 @@ class Unseeded:
     def describe(self, data):
         return xbench.Network(
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), None, (0.0,) * 3, (1.0,) * 3,
-            {}, {},
+            {},
         )
 '''
 

@@ -203,12 +203,14 @@ def test_a_layer_that_cannot_be_kept_is_refused_and_the_others_are_kept(
     assert refused == {path: reason}
 
 
-def test_an_unknown_layer_names_the_networks_children() -> None:
-    with (
-        pytest.raises(UsageError, match=r"no module 'layer5'; its children are conv1, relu"),
-        recording(Written(functional.relu), ["conv1", "layer5"]),
-    ):
-        pass
+def test_an_unknown_layer_names_the_networks_children_and_costs_no_other_layer() -> None:
+    net = Written(functional.relu)
+    with pytest.raises(UsageError, match=r"no module 'layer5'; its children are conv1, relu"):
+        module_at(net, "layer5")
+    with recording(net, ["conv1", "layer5"]) as (kept, refused):
+        net(IMAGES)
+    assert set(kept) == {"conv1"}
+    assert "no module 'layer5'" in refused["layer5"]
 
 
 def test_hooks_of_a_recording_are_gone_also_after_an_error() -> None:

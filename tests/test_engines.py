@@ -10,10 +10,12 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Outcome, finish, members, start, suite_file, suite_of
 
 from xbench import engines
@@ -149,13 +151,18 @@ def test_no_more_workers_than_units_and_one_by_default_without_any() -> None:
     assert engines.worker_count(2, "cuda:0", 8) == 2
 
 
-def test_units_take_turns_on_several_gpus(tmp_path: Path) -> None:
-    jobs = [job.__class__(**{**job.__dict__, "device": "cuda:0"})
-            for job in jobs_of(tmp_path, run={"slice": 3})]  # fmt: skip
-    assert [job.device for job in engines._over_devices(jobs, 2)] == [
-        "cuda:0", "cuda:1", "cuda:0", "cuda:1",
-    ]  # fmt: skip
-    assert engines._over_devices(jobs, 1) == jobs
+def test_units_take_turns_on_all_gpus_unless_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert engines.worker_count("auto", "cuda", 8) == 2
+    assert engines.worker_count("auto", "cuda:1", 8) == 1
+    jobs = jobs_of(tmp_path, run={"slice": 3})
+    spread = engines._over_devices([replace(job, device="cuda") for job in jobs])
+    assert [job.device for job in spread] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    named = [replace(job, device="cuda:1") for job in jobs]
+    assert engines._over_devices(named) == named
+    assert engines._over_devices(jobs) == jobs
 
 
 def test_fail_fast_stops_after_the_first_unit_with_an_error(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ HEAVY = {"torch", "torchvision", "captum", "pytorch_grad_cam", "quantus", "matpl
 
 
 def sources() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
+    """Modules of the package; a wheel also carries the folder of suites, with its scripts."""
+    return sorted(p for p in ROOT.rglob("*.py") if (ROOT / "benchmarks") not in p.parents)
 
 
 def module_of(path: Path) -> str:

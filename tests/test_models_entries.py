@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,14 +26,14 @@ def test_the_embedded_network_brings_its_weights_and_its_last_layer() -> None:
     assert network.weights is not None
     assert network.weights.is_file()
     assert network.weights.stat().st_size < 1 << 20
-    net, layers = describe_layers(network, (64, 64))
+    net, layers, _ = describe_layers(network, (64, 64))
     assert layers == {"last_conv": "layer3"}
     assert all(parameter.device.type == "meta" for parameter in net.parameters())
 
 
 def test_the_last_layer_that_is_found_is_the_one_that_is_named() -> None:
     network: Network = registry.make("models", "shapes/resnet").describe(None)
-    unnamed = Network(network.build, None, network.mean, network.std, {}, {})
+    unnamed = Network(network.build, None, network.mean, network.std, {})
     assert describe_layers(unnamed, (64, 64))[1] == {"last_conv": "layer3"}
 
 
@@ -46,7 +47,7 @@ def test_the_last_feature_map_is_the_layer_that_authors_mean(
     architecture: str, size: int, last: str
 ) -> None:
     network = checkpoint(architecture=architecture, classes=10)
-    net, layers = describe_layers(network, (size, size))
+    net, layers, _ = describe_layers(network, (size, size))
     path = layers["last_conv"]
     assert path == last or path.startswith(f"{last}."), path
     with torch.device("meta"):
@@ -75,10 +76,20 @@ def test_weights_are_looked_for_in_the_data_directory_first(tmp_path: Path) -> N
 
 
 def test_options_that_change_numbers_are_in_the_identity() -> None:
-    plain = checkpoint(architecture="resnet20", classes=10)
+    def identity(**more: object) -> dict[str, Any]:
+        params = {"architecture": "resnet20", "weights": "a.safetensors", "classes": 10, **more}
+        return registry.identity(registry.make("models", "checkpoint", params))
+
     for more in ({"classes": 11}, {"padding": "same_tensorflow"}, {"architecture": "resnet56"}):
-        other = checkpoint(**{"architecture": "resnet20", "classes": 10, **more})
-        assert other.identity != plain.identity
+        assert identity(**more) != identity()
+
+
+def test_the_place_of_a_weight_file_is_not_in_the_identity_which_has_its_hash() -> None:
+    made = [
+        registry.make("models", "checkpoint", {"architecture": "resnet20", "weights": place})
+        for place in ("a.safetensors", "elsewhere/b.safetensors")
+    ]
+    assert registry.identity(made[0]) == registry.identity(made[1])
 
 
 def test_same_padding_pads_the_right_and_the_bottom_only() -> None:
@@ -108,6 +119,6 @@ def test_a_fresh_network_is_hashed_by_its_weights() -> None:
             torch.nn.init.zeros_(net.bias)
             return net
 
-        return Network(build, None, (0.0,), (1.0,), {}, {})
+        return Network(build, None, (0.0,), (1.0,), {})
 
     assert weights_hash(built(1.0)) == weights_hash(built(1.0)) != weights_hash(built(2.0))

@@ -29,7 +29,7 @@ def state() -> dict[str, Tensor]:
 
 
 def network(weights: Path | None) -> Network:
-    return Network(build, weights, (0.5,) * 3, (0.25,) * 3, {}, {})
+    return Network(build, weights, (0.5,) * 3, (0.25,) * 3, {})
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xbench import registry
 from xbench.autograd import Meter, prepared
 from xbench.datasets.shapes import generate
-from xbench.errors import Unsupported, UsageError
+from xbench.errors import Unsupported
 from xbench.models.loading import load_model
 from xbench.plan import batch_needs
 from xbench.probe import (
@@ -230,9 +230,12 @@ def test_a_layer_without_feature_maps_is_unsupported() -> None:
         probe[LayerGradient("5")]
 
 
-def test_an_unknown_layer_is_a_usage_error() -> None:
-    with probing() as (probe, _), pytest.raises(UsageError, match="no module 'layer9'"):
-        probe[LayerGradient("layer9")]
+def test_an_unknown_layer_costs_only_those_who_ask_for_it() -> None:
+    needs = (LayerGradient("layer9"), ImageGradient())
+    with probing(needs=needs) as (probe, _):
+        assert probe[ImageGradient()].isfinite().all()
+        with pytest.raises(Unsupported, match="no module 'layer9'"):
+            probe[LayerGradient("layer9")]
 
 
 def test_a_role_and_its_module_path_are_one_layer() -> None:

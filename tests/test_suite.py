@@ -40,8 +40,9 @@ def labels(suite: Suite, kind: str = "methods") -> list[str]:
 
 
 def refusals(value: Any, settings: Sequence[tuple[str, Any]] = ()) -> tuple[str, ...]:
+    given = [(key, setting, f"--set {key}") for key, setting in settings]
     with pytest.raises(SuiteError) as refused:
-        load_suite(value if isinstance(value, Document) else Document(value, "s", {}), settings)
+        load_suite(value if isinstance(value, Document) else Document(value, "s", {}), given)
     return refused.value.problems
 
 
@@ -291,7 +292,7 @@ def test_mutated_texts_load_or_are_refused_and_nothing_else() -> None:
 def test_settings_override_the_file_by_dotted_key() -> None:
     document = Document(small(), "s", {})
     settings = [("run.slice", 3), ("seed", 5), ("datasets.0.images", 7), ("methods.0.label", "G")]
-    suite = load_suite(document, settings)
+    suite = load_suite(document, [(key, value, "--set") for key, value in settings])
     assert (suite.run.slice, suite.seed, suite.datasets[0].images) == (3, 5, 7)
     assert labels(suite)[0] == "G"
     assert document.value == small()
@@ -300,7 +301,7 @@ def test_settings_override_the_file_by_dotted_key() -> None:
 @pytest.mark.parametrize("key", ["name.x", "methods.9.label", "methods.x", "methods.²", "name.a.b"])
 def test_a_setting_without_a_place_is_refused(key: str) -> None:
     with pytest.raises(UsageError, match="there is no such place"):
-        load_suite(Document(small(), "s", {}), [(key, 1)])
+        load_suite(Document(small(), "s", {}), [(key, 1, "--set")])
 
 
 def test_a_misspelt_setting_is_refused_with_a_suggestion() -> None:

@@ -424,7 +424,7 @@ def test_a_model_that_returns_no_logits_is_caught() -> None:
 
         def describe(self, data: Any) -> Network:
             build: Any = lambda: nn.Conv2d(3, 4, 3)  # noqa: E731
-            return Network(build, None, (0.0,) * 3, (1.0,) * 3, {}, {})
+            return Network(build, None, (0.0,) * 3, (1.0,) * 3, {})
 
     Flawed.__qualname__ = "Flawed"
     globals()["Flawed"] = registry.model("flawed")(Flawed)

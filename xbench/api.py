@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import registry
-from .autograd import Meter, last_feature_map, prepared
+from .autograd import Meter, last_feature_map, module_at, prepared
 from .errors import UsageError
 from .plan import batch_needs
 from .probe import Explanation, Need, Probe, filled
@@ -34,8 +34,8 @@ def attribute(
     *,
     target: Tensor | Sequence[int] | None = None,
     layer: str | None = None,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
     seed: int = 0,
     keys: Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -49,8 +49,8 @@ def attribute(
         method: registered name, such as "guided_absolute_grad".
         target: class to explain, one per image; None means the predicted class.
         layer: module path for methods that read a layer; None means the last feature map.
-        mean: of the normalisation, per channel on the [0, 1] scale; 0 where the net normalises
-            itself.
+        mean: of the normalisation on the [0, 1] scale, per channel or one for all; 0 where the
+            net normalises itself.
         std: of the normalisation, as ``mean``.
         seed: of all noise.
         keys: stable ids, on which noise hangs; None means a hash of each image's content.
@@ -77,15 +77,14 @@ def score(
     *,
     target: Tensor | Sequence[int] | None = None,
     masks: Tensor | None = None,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
     seed: int = 0,
     keys: Sequence[str] | None = None,
     batch_size: int | None = None,
     **params: Any,
 ) -> Tensor:
-    """Scores of given maps, shape (N,) float64 on the CPU; NaN where a score is undefined or
-    failed.
+    """Scores of given maps, (N,) float64 on the CPU; NaN where a score is undefined or failed.
 
     Args:
         net, images, target, mean, std, seed, keys, batch_size: as in :func:`attribute`.
@@ -99,6 +98,8 @@ def score(
         Unsupported: if the metric needs masks and none are given.
     """
     chosen = registry.make("metrics", metric, params)
+    if not isinstance(images, Tensor) or not isinstance(maps, Tensor):
+        raise UsageError("images and maps must be torch tensors; torch.from_numpy converts arrays")
     wanted_shape = (images.shape[0], *images.shape[-2:])
     if tuple(maps.shape) != wanted_shape:
         raise UsageError(f"maps have the shape {tuple(maps.shape)}, expected {wanted_shape}")
@@ -123,8 +124,8 @@ def evaluate(
     target: Tensor | Sequence[int] | None = None,
     masks: Tensor | None = None,
     layer: str | None = None,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
     seed: int = 0,
     keys: Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -144,6 +145,9 @@ def evaluate(
         UsageError: on a wrong name, parameter, layer or tensor.
         Unsupported: if a method cannot work on this network, or a metric lacks masks.
     """
+    for kind, given_names in (("methods", methods), ("metrics", metrics)):
+        if isinstance(given_names, str):
+            raise UsageError(f"{kind} must be a list, such as [{given_names!r}]")
     chosen = [_entry("methods", item) for item in methods]
     asked = [_entry("metrics", item) for item in metrics]
     given = _Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
@@ -190,6 +194,9 @@ class _Given:
             UsageError: on tensors that do not go together.
         """
         images = self.images
+        for name, given in (("images", images), ("masks", self.masks)):
+            if given is not None and not isinstance(given, Tensor):
+                raise UsageError(f"{name} must be a torch.Tensor, but is {type(given).__name__}")
         if images.ndim != 4 or not images.is_floating_point() or not len(images):
             raise UsageError(
                 f"images must be a float tensor (N, C, H, W) in [0, 1], but are "
@@ -204,10 +211,14 @@ class _Given:
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be positive, but is {self.batch_size}")
         with prepared(self.net) as meter:
-            path = self.layer or last_feature_map(self.net, images[:1])
+            asked = None if self.layer == "last_conv" else self.layer
+            if asked is not None:
+                module_at(self.net, asked)
+            path = asked or last_feature_map(self.net, images[:1])
             meter.reset()  # the dry run is not part of any cost
             roles = {"last_conv": path} if path else {}
-            mean, std = tuple(self.mean), tuple(self.std)
+            channels = images.shape[1]
+            mean, std = _per_channel(self.mean, channels), _per_channel(self.std, channels)
             model = Model(type(self.net).__name__, self.net, mean, std, roles)
             needs = batch_needs(methods, [metrics])
             yield (self._probe(model, meter, needs, batch) for batch in self._batches())
@@ -248,6 +259,13 @@ class _Given:
                 content_keys(images) if self.keys is None else tuple(self.keys[part]),
                 None if self.masks is None else self.masks[part].to(images.device),
             )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value for each channel, or one for all."""
+    if len(values) not in (1, channels):
+        raise UsageError(f"mean and std need 1 or {channels} values, but {tuple(values)} is given")
+    return tuple(values) * (channels // len(values))
 
 
 def content_keys(images: Tensor) -> tuple[str, ...]:

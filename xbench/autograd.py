@@ -1,5 +1,4 @@
-"""The only file with hooks or ``torch.autograd``: everything temporary enters and leaves by
-``with``.
+"""The only file with hooks or ``torch.autograd``; everything temporary leaves by ``with``.
 
 The network is found again as it was: mode, ``requires_grad``, in-place flags and hooks, also after
 an error.
@@ -87,10 +86,24 @@ def _on_gradient(tensor: Tensor, act: Callable[[Tensor], Tensor | None]) -> None
 
 
 @contextmanager
+def _exactly() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
 def prepared(net: nn.Module) -> Iterator[Meter]:
     """The network as every entry may expect it: evaluation mode, frozen, nothing in place, counted.
 
     In-place activations would overwrite recorded feature maps, and full backward hooks refuse them.
+    On a GPU, convolutions and products keep full float32 precision and the same algorithm.
     """
     meter = Meter()
     modes = [(module, module.training) for module in net.modules()]
@@ -103,7 +116,8 @@ def prepared(net: nn.Module) -> Iterator[Meter]:
             parameter.requires_grad_(False)
         for module in in_place:
             module.inplace = False  # type: ignore[assignment]
-        yield meter
+        with _exactly():
+            yield meter
     finally:
         handle.remove()
         for module, mode in modes:
@@ -162,8 +176,12 @@ def recording(
 
     try:
         for path in paths:
-            module = module_at(net, path)
-            handles.append(module.register_forward_hook(keep(path)))
+            try:
+                module = module_at(net, path)
+            except UsageError as error:
+                refused[path] = f"does not exist: {error}"
+            else:
+                handles.append(module.register_forward_hook(keep(path)))
         yield kept, refused
     finally:
         for handle in handles:
@@ -217,9 +235,7 @@ class GuidedRule:
 
 @contextmanager
 def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
-    """The guided rule for forwards that run inside, acting per call, so that reused modules are
-    right.
-    """
+    """The guided rule for forwards inside, acting per call, so that reused modules are right."""
     rule = GuidedRule()
 
     def guide(module: nn.Module, args: Any, output: Tensor) -> None:

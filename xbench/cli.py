@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -16,7 +17,7 @@ from .errors import UsageError, XbenchError
 if TYPE_CHECKING:
     from .suite import Suite
 
-FINE, UNEXPECTED, USAGE, CELLS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+FINE, UNEXPECTED, USAGE, INTERRUPTED = 0, 1, 2, 130
 VARIABLES = ("XBENCH_DATA", "XBENCH_PLUGINS", "XBENCH_DEBUG")
 KINDS = ("methods", "metrics", "models", "datasets", "suites")
 
@@ -30,9 +31,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: exit status 0 fine, 1 unexpected, 2 usage, 3 some cells failed, 130
-    interrupted.
-    """
+    """Entry point; README.md lists the exit statuses."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without arrows still gets its table
     for name in os.environ:
         if name.startswith("XBENCH_") and name not in VARIABLES:
             click.echo(f"warning: unknown environment variable {name}", err=True)
@@ -75,24 +77,38 @@ def _say_error(message: str) -> None:
 
 
 def _suite_options(command: Command) -> Command:
+    globs: dict[str, Any] = {"multiple": True, "metavar": "GLOB"}
     options = [
         click.argument("suite", required=False),
-        click.option("--datasets", multiple=True, metavar="GLOB", help="Only these data sets."),
-        click.option("--models", multiple=True, metavar="GLOB", help="Only these models."),
-        click.option("--methods", multiple=True, metavar="GLOB", help="Only these methods."),
-        click.option("--metrics", multiple=True, metavar="GLOB", help="Only these metrics."),
-        click.option("--add-method", multiple=True, metavar="NAME", help="Add a method."),
-        click.option("--images-dir", metavar="DIR", help="No suite: a folder of pictures."),
+        click.option("--datasets", **globs, help="Only these data sets of the suite."),
+        click.option("--models", **globs, help="Only these models of the suite."),
+        click.option("--methods", **globs, help="Only these methods of the suite."),
+        click.option("--metrics", **globs, help="Only these metrics of the suite."),
+        click.option(
+            "--add-method", multiple=True, metavar="NAME", help="Add a registered method."
+        ),
+        click.option("--images-dir", metavar="DIR", help="Explain a folder of pictures, no suite."),
         click.option("--model", metavar="NAME", help="The model for --images-dir."),
-        click.option("--images", type=click.IntRange(1), help="Images of each data set."),
-        click.option("--target", type=click.Choice(["predicted", "label"]), help="The class."),
-        click.option("--seed", type=click.IntRange(0), help="Of all noise."),
+        click.option("--images", type=click.IntRange(1), help="Images to take of each data set."),
+        click.option(
+            "--target", type=click.Choice(["predicted", "label"]), help="The class to explain."
+        ),
+        click.option("--seed", type=click.IntRange(0), help="Seed of all noise."),
         click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute."),
         click.option("--batch-size", metavar="auto|N", help="Rows of every forward."),
-        click.option("--workers", metavar="auto|N", help="Processes."),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key."),
-        click.option("--data", type=click.Path(path_type=Path), help="Or XBENCH_DATA."),
-        click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import first."),
+        click.option("--workers", metavar="auto|N", help="Processes to compute with."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE",
+            help="Override a key of the suite, such as run.slice=32.",
+        ),
+        click.option(
+            "--data", type=click.Path(path_type=Path),
+            help="Directory of data and weights; default: XBENCH_DATA.",
+        ),
+        click.option(
+            "--plugin", multiple=True, metavar="FILE|MODULE",
+            help="Python file or module with entries of your own.",
+        ),
         click.option(
             "-o", "--out", type=click.Path(path_type=Path), default="results", show_default=True,
             help="Where store/ and runs/ are.",
@@ -116,7 +132,8 @@ def _plugins(given: tuple[str, ...]) -> tuple[str, ...]:
 def _data(given: Path | None) -> Path | None:
     chosen = given or (Path(os.environ["XBENCH_DATA"]) if os.environ.get("XBENCH_DATA") else None)
     if chosen is not None and not chosen.is_dir():
-        raise UsageError(f"data directory {str(chosen)!r} does not exist (--data or XBENCH_DATA)")
+        wrong = "is not a directory" if chosen.exists() else "does not exist"
+        raise UsageError(f"data directory {str(chosen)!r} {wrong} (--data or XBENCH_DATA)")
     return chosen
 
 
@@ -140,15 +157,16 @@ def _load(options: dict[str, Any]) -> Suite:
     settings = []
     for text in options["settings"]:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key:
             raise click.UsageError(f"--set {text!r}: write KEY=VALUE, such as run.slice=32")
-        settings.append((key, parse(value, f"--set {key}").value))
-    settings += [(key, options[key]) for key in ("seed", "target") if options[key] is not None]
-    for key in ("images", "device", "batch_size", "workers"):
+        settings.append((key, parse(value, f"--set {key}").value, f"--set {key}"))
+    for key in ("seed", "target", "images", "device", "batch_size", "workers"):
         value = options[key]
         if value is not None:
-            number = isinstance(value, str) and value.isdigit()
-            settings.append((f"run.{key}", int(value) if number else value))
+            number = isinstance(value, str) and value.isdecimal()
+            place = key if key in ("seed", "target") else f"run.{key}"
+            option = f"--{key.replace('_', '-')}"
+            settings.append((place, int(value) if number else value, option))
     suite = load_suite(document, settings)
     return suite.narrowed(**{k: options[k] for k in ("datasets", "models", "methods", "metrics")})
 

@@ -7,7 +7,7 @@ sentence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -36,14 +36,19 @@ class Document:
         value: plain dicts, lists and scalars.
         source: file name, for messages.
         lines: line number, from 1, by path of keys and positions.
+        given: what set a value from outside, such as "--batch-size", by path.
     """
 
     value: Any
     source: str
     lines: dict[Path, int]
+    given: dict[Path, str] = field(default_factory=dict)
 
     def place(self, path: Path) -> str:
         """``suite.yaml:12 (methods[2].samples)``, of the nearest part that has a line."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.given:
+                return self.given[path[:length]]
         known = path
         while known and known not in self.lines:
             known = known[:-1]

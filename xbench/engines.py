@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pandas as pd
+import torch
 
 from . import registry
 from .errors import XbenchError
@@ -46,21 +47,23 @@ def keep_freed_memory() -> None:
 
 
 def worker_count(asked: int | str, device: str, units: int) -> int:
-    """Processes to use: one per CPU core or GPU where nothing is asked for, at most one per
-    unit.
-    """
+    """Processes to use, at most one per unit; by default one per CPU core or GPU."""
     if asked == "auto":
-        if device == "cpu":
-            asked = (
-                len(os.sched_getaffinity(0))
-                if hasattr(os, "sched_getaffinity")
-                else os.cpu_count() or 1
-            )
-        else:
-            import torch
-
-            asked = torch.cuda.device_count() if device == "cuda:0" else 1
+        asked = len(_devices(device)) if device != "cpu" else _cores()
     return max(1, min(int(asked), units))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _devices(device: str) -> list[str]:
+    """The devices that a suite's word stands for: "cuda" is every GPU."""
+    return (
+        [f"cuda:{at}" for at in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    )
 
 
 def run(
@@ -82,12 +85,12 @@ def run(
         workers: processes; 1 works in this one.
         plugins: to import in each worker.
         tell: called with the report of each finished unit.
-        beat: called at least once a second while waiting.
+        beat: called now and then: each second, or before each score in this process.
         fail_fast: stop after the first unit with an error.
     """
     if workers == 1:
         keep_freed_memory()
-        return _here(jobs, tell, fail_fast)
+        return _here(jobs, tell, beat, fail_fast)
     return _pool(jobs, workers, plugins, tell, beat, fail_fast)
 
 
@@ -111,13 +114,13 @@ def _interrupts(stop: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _here(jobs: Sequence[Job], tell: Tell, fail_fast: bool) -> bool:
+def _here(jobs: Sequence[Job], tell: Tell, beat: Beat, fail_fast: bool) -> bool:
     stop = ctypes.c_byte(0)
     with _interrupts(stop):
         for job in jobs:
             if stop.value:
                 break
-            report = run_unit(job, lambda: bool(stop.value))
+            report = run_unit(job, lambda: bool(stop.value), lambda cells: beat())
             tell(report)
             if fail_fast and report.rows["error"]:
                 return True
@@ -164,7 +167,7 @@ def _pool(
 ) -> bool:
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # without a lock, which a worker could take to its grave
-    todo = deque(_Task(job) for job in _over_devices(jobs, workers))
+    todo = deque(_Task(job) for job in _over_devices(jobs))
     pool = _Pool(context, stop, tuple(plugins), todo)
     with _interrupts(stop):
         try:
@@ -309,11 +312,13 @@ def _restricted(job: Job, keeps: Callable[[str], bool]) -> Job:
     return replace(job, portions=tuple(portion for portion in portions if portion[0]))
 
 
-def _over_devices(jobs: Sequence[Job], workers: int) -> list[Job]:
-    """With several GPUs, units take turns; a CPU is one device."""
-    if not jobs or jobs[0].device == "cpu" or workers == 1:
-        return list(jobs)
-    return [replace(job, device=f"cuda:{at % workers}") for at, job in enumerate(jobs)]
+def _over_devices(jobs: Sequence[Job]) -> list[Job]:
+    """The units, taking turns over the devices."""
+    return [
+        replace(job, device=devices[at % len(devices)])
+        for at, job in enumerate(jobs)
+        for devices in [_devices(job.device)]
+    ]
 
 
 def _lost(job: Job, code: int) -> Report:

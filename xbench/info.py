@@ -128,17 +128,14 @@ def _type_words(kind: Any) -> str:
 def _passes(cls: Any) -> str:
     from torch import nn
 
-    from .probe import closure, cost, needs_of
+    from .probe import method_cost
     from .types import Model
 
     try:
-        entry = cls()
-    except (TypeError, ValueError):
+        passes = method_cost(cls(), Model("any", nn.Identity()))
+    except (TypeError, ValueError):  # a parameter is required, or the cost depends on the network
         return ""
-    if not hasattr(entry, "needs"):
-        return ""
-    total = cost(closure(needs_of(entry)), Model("any", nn.Identity()))
-    return f"{total.forward} forward, {total.backward} backward"
+    return "" if passes is None else f"{passes.forward} forward, {passes.backward} backward"
 
 
 def diagnosis() -> tuple[str, bool]:

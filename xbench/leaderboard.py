@@ -17,7 +17,7 @@ from rich.text import Text
 
 from . import registry
 from .plan import Group
-from .probe import closure, cost, needs_of
+from .probe import method_cost
 from .suite import Choice
 from .tables import Results, to_csv, to_json
 
@@ -87,7 +87,7 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
         better={label: metric.better for label, metric in metrics.items()},
         passes={label: _method_passes(group, choice) for label, choice in methods.items()},
         marks={
-            (row["method"], row["metric"]): f"{row['status']}: {row['reason']}"
+            (row["method"], row["metric"]): row["reason"] or row["status"]
             for row in rows
             if row["status"] != "ok"
         },
@@ -100,7 +100,9 @@ def _mean_ranks(
     means: Mapping[tuple[str, str], float],
     images: Mapping[tuple[str, str], int],
 ) -> dict[str, float]:
-    """1 is best; equal means share the average of their places.
+    """1 is best; means that agree to four digits share the average of their places.
+
+    Beyond that, maps that are equal but for float32 rounding would be ranked by it.
 
     A mean over fewer images than another method's is behind all others, as is no mean: a failed
     image never improves a rank.
@@ -110,7 +112,9 @@ def _mean_ranks(
         most = max(images.get((method, name), 0) for method in methods)
         column = pd.Series(
             [
-                means[method, name] if images.get((method, name)) == most else math.nan
+                float(f"{means[method, name]:.4g}")
+                if images.get((method, name)) == most
+                else math.nan
                 for method in methods
             ]
         )
@@ -123,8 +127,7 @@ def _mean_ranks(
 def _title(results: Results, group: Group) -> str:
     rows = results.per_image
     rows = rows[(rows["dataset"] == group.dataset.label) & (rows["model"] == group.model.label)]
-    images = rows.drop_duplicates("image")
-    known = images[(images["label"] >= 0) & (images["predicted"] >= 0)]
+    known = rows[(rows["label"] >= 0) & (rows["predicted"] >= 0)].drop_duplicates("image")
     title = f"{group.dataset.label} x {group.model.label}, {len(group.images)} images"
     if len(known):
         title += f", accuracy {100 * (known['label'] == known['predicted']).mean():.1f} %"
@@ -147,14 +150,8 @@ def _heading(group: Group, label: str) -> str:
 
 
 def _method_passes(group: Group, choice: Choice) -> str:
-    method = choice.make()
-    own = getattr(method, "passes", None)
-    if own is None and not hasattr(method, "needs"):
-        return "?"
-    total = cost(closure(needs_of(method)), group.sketch)
-    if own is not None:
-        total = total.plus(own(group.sketch))
-    return f"{total.forward}+{total.backward}"
+    passes = method_cost(choice.make(), group.sketch)
+    return "?" if passes is None else f"{passes.forward}+{passes.backward}"
 
 
 def render(results: Results, form: Format, width: int | None = None, colour: bool = False) -> str:
@@ -172,7 +169,9 @@ def render(results: Results, form: Format, width: int | None = None, colour: boo
     for board in leaderboards(results):
         for table in _fitting(board, console):
             console.print(table)
-        _footnotes(board, console)
+        for note in _footnotes(board):
+            console.print(note, markup=False, soft_wrap=True)
+        console.print()
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
 
 
@@ -193,8 +192,9 @@ def _lines(board: Leaderboard) -> list[tuple[str, str, list[tuple[str, bool]], s
         largest[metric] = max((abs(v) for v in column if not math.isnan(v)), default=0.0)
     lines = []
     for at, method in enumerate(board.methods):
-        rank = f"{board.ranks[method]:.2f}" if method in board.ranks else ""
-        numbers = [(rank, False)]
+        scored = any(not math.isnan(board.means.get((method, m), math.nan)) for m in board.metrics)
+        rank = f"{board.ranks[method]:.2f}" if method in board.ranks and scored else ""
+        numbers = [(rank or ("-" if method in board.ranks else ""), False)]
         for metric in board.metrics:
             value = board.means.get((method, metric), math.nan)
             mark = "*" if (method, metric) in board.marks else ""
@@ -247,18 +247,18 @@ def _headings(board: Leaderboard, metrics: Sequence[str]) -> list[str]:
     return [board.headings[metric] for metric in metrics]
 
 
-def _footnotes(board: Leaderboard, console: Console) -> None:
+def _footnotes(board: Leaderboard) -> list[str]:
     words = f"Ordered by the mean rank over {', '.join(board.ranked_by)}."
     if len(board.ranks) < len(board.methods):
         words += " Below the line: control maps, which know nothing of the network."
-    console.print(words, markup=False, soft_wrap=True)
     reasons: dict[str, list[str]] = {}
     for (method, metric), reason in board.marks.items():
         reasons.setdefault(reason, []).append(f"{method}/{metric}")
+    notes = [words]
     for reason, cells in reasons.items():
         more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
-        console.print(f"* {', '.join(cells[:3])}{more}: {reason}", markup=False, soft_wrap=True)
-    console.print()
+        notes.append(f"* {', '.join(cells[:3])}{more}: {reason}")
+    return notes
 
 
 def _markdown(board: Leaderboard) -> str:
@@ -270,4 +270,5 @@ def _markdown(board: Leaderboard) -> str:
         texts = [f"**{text}**" if best else text for text, best in numbers]
         cells = [place, f"`{method}`", *texts, passes]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
+    notes = [note.replace("*", "\\*", 1) for note in _footnotes(board)]
+    return "\n\n".join(["\n".join(rows), *notes]) + "\n"

@@ -55,8 +55,7 @@ def unit_range(maps: Tensor) -> Tensor:
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """Quantile along the last axis, which it drops; linear between the two nearest order
-    statistics.
+    """Quantile along the last axis, which it drops; linear between order statistics.
 
     ``torch.quantile`` gives the same but refuses more than 2**24 elements.
     """

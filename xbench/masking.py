@@ -168,9 +168,7 @@ class BaselineProbability(Need[Tensor]):
 
 @dataclass(frozen=True)
 class Permutation(Need[Tensor]):
-    """(N, H * W), one permutation of the pixels per image, the same for all methods: breaks
-    ties.
-    """
+    """(N, H * W), one permutation of the pixels per image, for all methods: breaks ties."""
 
     def compute(self, on: Probe) -> Tensor:
         # 24-bit numbers may repeat; the stable sort then keeps raster order among those few
@@ -258,8 +256,7 @@ class Curve(Need[Tensor]):
 
 @dataclass(frozen=True)
 class Recovered(Need[tuple[Tensor, Tensor]]):
-    """Partitions of a map's most salient pixels, for RCAP: (share of saliency, probability), (N,
-    S).
+    """RCAP's partitions of a map: (share of saliency, probability of the target), each (N, S).
 
     With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic
     of rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the

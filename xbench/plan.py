@@ -1,6 +1,4 @@
-"""From a suite to cells and units of work, with their cost in passes. No weight is read, only
-hashed.
-"""
+"""From a suite to cells and units of work, with their passes; weights are only hashed."""
 
 from __future__ import annotations
 
@@ -49,6 +47,7 @@ class Job:
     Args:
         dataset, model: what to load.
         layers: the model's roles, resolved.
+        classes: that the network tells apart.
         weights: their hash, as in the cells' ids.
         target, seed: of the suite.
         rows: fixed forward shape.
@@ -64,6 +63,7 @@ class Job:
     dataset: Choice
     model: Choice
     layers: tuple[tuple[str, str], ...]
+    classes: int
     weights: str
     target: Literal["predicted", "label"]
     seed: int
@@ -103,16 +103,18 @@ class Group:
     Args:
         images: (position in the data set, key) of the selected images, in order.
         sketch: the model without weights, which is enough to ask needs for their cost.
+        classes: that the network tells apart.
     """
 
     dataset: Choice
     model: Choice
     source: Source
     sketch: Model
+    classes: int
+    weights: str
     images: tuple[tuple[int, str], ...]
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
-    facts: Mapping[str, Any]
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -175,9 +177,7 @@ class Plan:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What data sets have to say of themselves, such as a checksum that is not the official
-        one.
-        """
+        """What data sets say of themselves, such as a checksum that is not the official one."""
         found = (getattr(group.source, "notice", None) for group in self.groups)
         return tuple(dict.fromkeys(notice for notice in found if notice))
 
@@ -196,7 +196,8 @@ class Plan:
                     dataset=group.dataset,
                     model=group.model,
                     layers=tuple(sorted(group.sketch.layers.items())),
-                    weights=group.facts["model"]["weights"],
+                    classes=group.classes,
+                    weights=group.weights,
                     target=self.suite.target,
                     seed=self.suite.seed,
                     rows=pinned["rows"],
@@ -263,11 +264,13 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
             that it does not have.
     """
     device = suite.run.device
+    gpus = torch.cuda.device_count()
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cuda" if gpus else "cpu"
+    elif device.startswith("cuda") and int(device.partition(":")[2] or 0) >= gpus:
+        seen = f"only {gpus} GPUs, cuda:0 to cuda:{gpus - 1}" if gpus else "no GPU"
         raise UsageError(
-            f"device {device!r} was asked for, but torch sees no GPU; use --device cpu"
+            f"device {device!r} was asked for, but torch sees {seen}; use --device cpu"
         )
     sources = [(choice, choice.make().open(data)) for choice in suite.datasets]
     networks = [(choice, choice.make().describe(data)) for choice in suite.models]
@@ -307,7 +310,7 @@ def _group(
     weights: str,
 ) -> Group:
     try:
-        net, layers = describe_layers(network, source.size)
+        net, layers, classes = describe_layers(network, source.size)
     except Exception as error:  # whatever the network's own forward raises
         raise UsageError(
             f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
@@ -318,8 +321,7 @@ def _group(
     facts = {
         "dataset": {**dataset.identity(), "revision": source.revision},
         "model": {
-            **dict(network.identity),
-            "version": getattr(_made(model), "version", 1),
+            **model.identity(),
             "weights": weights,
             "mean": network.mean,
             "std": network.std,
@@ -339,7 +341,7 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
-    return Group(dataset, model, source, sketch, images, cells, folder, facts)
+    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder)
 
 
 def _short(value: Any) -> str:
@@ -355,9 +357,9 @@ def _cell(
     method: Choice,
     metric: Choice,
 ) -> Cell:
-    chosen = method.identity()
-    if "layer" in chosen["params"]:
-        chosen["layer"] = _resolved_layer(sketch, method, model)
+    asked = {layer for need in closure(needs_of(_made(method))) for layer in need.layers}
+    layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
+    chosen = {**method.identity(), "layers": layers}
     text = canonical({**facts, "method": chosen, "metric": metric.identity()})
     no_masks = getattr(_made(metric), "needs_masks", False) and not source.has_masks
     return Cell(
@@ -370,8 +372,7 @@ def _cell(
     )
 
 
-def _resolved_layer(sketch: Model, method: Choice, model: Choice) -> str:
-    asked = str(dict(method.params)["layer"])
+def _resolved_layer(asked: str, sketch: Model, method: Choice, model: Choice) -> str:
     path = sketch.layer(asked)
     try:
         module_at(sketch.net, path)

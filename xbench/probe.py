@@ -39,6 +39,11 @@ class Need(Generic[T]):
         return ()
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Roles or module paths that must exist; a plan resolves them before anything runs."""
+        return ()
+
+    @property
     def rides(self) -> Hashable:
         """The pass that it shares: needs of equal rides cost the larger of their passes, once."""
         return self
@@ -95,6 +100,18 @@ def cost(needs: Iterable[Need[Any]], model: Model) -> Passes:
     for passes in rides.values():
         total = total.plus(passes)
     return total
+
+
+def method_cost(method: Any, model: Model, beside: tuple[Need[Any], ...] = ()) -> Passes | None:
+    """Passes per image of a method: its needs, beside others, and its own ``passes(model)``.
+
+    None where it declares neither.
+    """
+    own = getattr(method, "passes", None)
+    if own is None and not hasattr(method, "needs"):
+        return None
+    total = cost(closure((*beside, *needs_of(method))), model)
+    return total if own is None else total.plus(own(model))
 
 
 class Probe:
@@ -385,6 +402,10 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
     """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w)."""
 
     layer: str = "last_conv"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:

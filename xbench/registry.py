@@ -308,11 +308,16 @@ def parameters(entry: Any) -> dict[str, Any]:
 
 
 def identity(entry: Any) -> dict[str, Any]:
-    """What makes an entry's numbers: name, version (default 1) and resolved parameters."""
+    """What makes an entry's numbers: name, version (default 1) and resolved parameters.
+
+    Parameters that the class lists in ``places`` only say where a content is that is hashed itself,
+    such as a weight file; they are left out.
+    """
+    places = getattr(entry, "places", ())
     return {
         "name": entry.name,
         "version": getattr(entry, "version", 1),
-        "params": parameters(entry),
+        "params": {key: value for key, value in parameters(entry).items() if key not in places},
     }
 
 

@@ -46,6 +46,8 @@ class Report:
         padding, retried: forward rows apart from those.
         seconds: from first to last.
         part: file written, if any.
+        smallest_rows: the smallest forward shape that was used, less than planned only where
+            memory ran out.
         events: what had to change on the way.
         errors: a traceback for each distinct failure.
         stopped: whether it was interrupted; what it had is stored.
@@ -59,6 +61,7 @@ class Report:
     retried: int = 0
     seconds: float = 0.0
     part: str = ""
+    smallest_rows: int = 0
     events: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
@@ -133,15 +136,12 @@ def _processor() -> str:
 
 
 @contextmanager
-def exactly(threads: int) -> Iterator[None]:
-    """Full precision and the same bits each time, on this number of threads."""
+def on_threads(count: int) -> Iterator[None]:
+    """Torch on this number of threads, of which rounding depends."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -155,12 +155,13 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
     """
     report = Report(job.name, job.images)
     began = time.monotonic()
-    with exactly(job.threads):
+    with on_threads(job.threads):
         rows = [row for batch in _batches(job, report, stop, mark) for row in batch]
     report.seconds = time.monotonic() - began
     report.rows.update(row[-1].split(":")[0] for row in rows)
     if rows:
-        facts = {"provenance": provenance(job), "slice": job.number, "events": report.events}
+        conditions = {**provenance(job), "smallest_rows": report.smallest_rows or job.rows}
+        facts = {"provenance": conditions, "slice": job.number, "events": report.events}
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         group = Store(job.store).group(*job.group)
         report.part = group.write(f"{job.number:07d}", frame, facts).name
@@ -208,6 +209,10 @@ def _load(
             if isinstance(sample, BadImage):
                 failed.append((key, "failed: decode"))
                 report.errors.setdefault(f"image {key}: {sample}", str(sample))
+            elif job.target == "label" and not 0 <= sample.label < job.classes:
+                failed.append((key, "failed: label"))
+                words = f"label {sample.label} is not among the {job.classes} classes of the model"
+                report.errors.setdefault(f"image {key}: {words}", words)
             else:
                 good.append((key, sample))
         return (collate(good, job.device) if good else None), failed
@@ -217,15 +222,16 @@ def _load(
 
 
 def collate(samples: Sequence[tuple[str, Sample]], device: str) -> Batch:
-    """One batch of samples with their keys."""
-    images = torch.stack([sample.image for _, sample in samples]).to(device)
-    labels = torch.tensor([sample.label for _, sample in samples], device=device)
-    masks = [sample.mask for _, sample in samples if sample.mask is not None]
+    """One batch of samples with their keys; among masks, a missing one is unknown throughout."""
+    images = torch.stack([sample.image for _, sample in samples])
+    unknown = torch.full(images.shape[-2:], math.nan)
+    masks = [unknown if sample.mask is None else sample.mask for _, sample in samples]
+    has_masks = any(sample.mask is not None for _, sample in samples)
     return Batch(
-        images,
-        labels,
+        images.to(device),
+        torch.tensor([sample.label for _, sample in samples], device=device),
         tuple(key for key, _ in samples),
-        torch.stack(masks).to(device) if len(masks) == len(samples) else None,
+        torch.stack(masks).to(device) if has_masks else None,
     )
 
 
@@ -265,7 +271,7 @@ class _Work:
             self.meter.retried += len(batch.keys)
             torch.cuda.empty_cache()
             for start in range(0, len(batch.keys), half):
-                yield from self.rows(_part(batch, slice(start, start + half)), half)
+                yield from self.rows(batch.part(slice(start, start + half)), half)
         else:
             yield found
 
@@ -312,6 +318,7 @@ class _Work:
                 for known, outcome in zip(clean, outcomes, strict=True):
                     yield (cell, *known, *outcome)
         self.report.events.extend(probe.events)
+        self.report.smallest_rows = min(self.report.smallest_rows or rows, probe.chunk)
 
     def _explanation(self, probe: Probe, choice: Choice) -> Explanation | str:
         try:
@@ -333,12 +340,3 @@ class _Work:
             raise
         except (Exception, SystemExit) as error:
             return [(math.nan, self.report.failure(error, where))] * count
-
-
-def _part(batch: Batch, chosen: slice) -> Batch:
-    return Batch(
-        batch.images[chosen],
-        batch.labels[chosen],
-        batch.keys[chosen],
-        None if batch.masks is None else batch.masks[chosen],
-    )

@@ -14,10 +14,11 @@ from .probe import Explanation
 def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
     """(value, status) of each image, without the probe's filling.
 
-    ``ok``, or ``degenerate``: scored, but the map is constant as the metric reads it. ``failed:
-    nonfinite``: the map holds NaN or infinity and is not scored. A value of NaN is a metric's word
-    for "undefined here": its status is the metric's ``undefined``, or ``failed: nonfinite score``
-    where it declares none.
+    * ``ok``.
+    * ``degenerate``: scored, but the map is constant as the metric reads it.
+    * ``failed: nonfinite``: the map holds NaN or infinity and is not scored.
+    * the metric's ``undefined``: it returned NaN, its word for "undefined here"; where it declares
+      none, or returns infinity, ``failed: nonfinite score``.
 
     Raises:
         ValueError: if the metric does not return one score per image.

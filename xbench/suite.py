@@ -1,6 +1,4 @@
-"""From a YAML file to a suite: every name and hyper-parameter resolved before a weight is
-touched.
-"""
+"""From a YAML file to a suite: all names and parameters resolved, no weight touched."""
 
 from __future__ import annotations
 
@@ -27,11 +25,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class RunOptions(BaseModel):
-    """Conditions of a run: none of them changes a number beyond rounding.
+    """How to run: nothing here changes the score of an image beyond rounding.
 
     Args:
         images: of every data set, in the fixed order of selection; None takes what each entry says.
-        device: "auto" is the first GPU if there is one, else the CPU.
+        device: "auto" is all GPUs if there are any, else the CPU; "cuda" is all, "cuda:1" one.
         batch_size: rows of every forward; "auto" is 32 on a CPU, 128 on a GPU, at most ``slice``.
         workers: processes; "auto" is one per CPU core or GPU, at most one per unit of work.
         slice: images of a unit of work, which is what a kill can cost at most.
@@ -202,12 +200,13 @@ def read_suite(name: str) -> Document:
 # --- from document to suite -----------------------------------------------------------------------
 
 
-def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> Suite:
+def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()) -> Suite:
     """The suite in a document.
 
     Args:
         document: parsed YAML.
-        settings: (dotted key, value) pairs that override it, such as ``("run.slice", 32)``.
+        settings: what overrides it: dotted key, value, and who says so, for messages, such as
+            ``("run.batch_size", 32, "--batch-size")``.
 
     Raises:
         SuiteError: with every problem that was found, each with its place.
@@ -217,8 +216,10 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any]] = ()) -> 
         raise SuiteError(
             [f"{document.source}: a suite is a mapping with version, name, datasets, ..."]
         )
-    for key, setting in settings:
+    for key, setting, who in settings:
         value = _with(value, key.split("."), setting, key)
+        steps = tuple(int(step) if step.isdecimal() else step for step in key.split("."))
+        document = replace(document, given={**document.given, steps: who})
     reader = _Reader(document)
     listed = {key: items for key, items in value.items() if key in registry.KINDS}
     chosen = {k: reader.choices(k, items) for k, items in listed.items() if isinstance(items, list)}

@@ -77,9 +77,7 @@ class NoisyGradients(Need[Moments]):
 
 @dataclass(frozen=True)
 class GuidedGradient(Need[Tensor]):
-    """(N, 3, H, W) input gradient under the guided rule (Springenberg et al. 2015,
-    arXiv:1412.6806).
-    """
+    """(N, 3, H, W) input gradient under the guided rule (arXiv:1412.6806)."""
 
     allow_no_relu: bool = False
 

@@ -124,9 +124,8 @@ def _row(group: Group, cell: Cell, rows: pd.DataFrame | None) -> dict[str, Any]:
 
 def _summary(cell: Cell, rows: pd.DataFrame | None, asked: int) -> dict[str, Any]:
     if rows is None:
-        status, reason = (
-            ("skipped", cell.skipped) if cell.skipped else ("missing", "not computed yet")
-        )
+        status = "skipped" if cell.skipped else "missing"
+        reason = f"skipped: {cell.skipped}" if cell.skipped else "not computed yet"
         return _numbers(pd.Series(dtype=float)) | {
             "images": 0, "degenerate": 0, "failed": 0, "status": status, "reason": reason,
         }  # fmt: skip

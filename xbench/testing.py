@@ -25,14 +25,12 @@ from .autograd import prepared
 from .errors import BadImage, Unsupported
 from .models.loading import describe_layers, load_model, weights_hash
 from .plan import batch_needs, map_needs
-from .probe import Explanation, Logits, Probe, closure, cost
+from .probe import Explanation, Logits, Probe, closure, cost, method_cost
 from .scoring import evaluated
 from .types import Batch, Model, Passes
 
 TOLERANCE = 1e-10
-"""Between batch sizes in float64, relative to the map's largest value: rounding, with room to
-spare.
-"""
+"""Between batch sizes in float64, relative to the map's largest value: rounding alone."""
 
 SIDE = 16
 
@@ -97,8 +95,7 @@ class ShareNetwork(nn.Module):
 
 
 class PlantedNetwork(nn.Module):
-    """Two classes; the first sees a checkerboard on the object, and is put off by another
-    elsewhere.
+    """Two classes; the first sees a checkerboard on the object, and dislikes one elsewhere.
 
     With :func:`planted_batch`, whose images hold both, the object's mask is the best explanation:
     to keep the object alone raises the probability, and a blurred or black object says nothing.
@@ -188,13 +185,9 @@ def _check_maps(name: str, method: Any, model: Model, batch: Batch) -> None:
 
 
 def _check_passes(name: str, method: Any, probe: Probe) -> None:
-    own = getattr(method, "passes", None)
-    if own is None and not hasattr(method, "needs"):
-        return  # it declares nothing; the plan says "unknown"
-    declared = cost(batch_needs([method], []), probe.model)
-    if own is not None:
-        declared = declared.plus(own(probe.model))
-    assert probe.spent == declared, f"{name} declares {declared} but spends {probe.spent}"
+    declared = method_cost(method, probe.model, beside=(Logits(),))
+    if declared is not None:  # else the plan says "unknown"
+        assert probe.spent == declared, f"{name} declares {declared} but spends {probe.spent}"
 
 
 def _check_unsuitable(name: str, method: Any) -> None:
@@ -298,7 +291,7 @@ def check_model(
     _check_entry("models", entry)
     network = entry.describe(data)
     assert weights_hash(network) == weights_hash(entry.describe(data)), f"{name}: the hash changes"
-    net, layers = describe_layers(network, (side, side))
+    net, layers, _ = describe_layers(network, (side, side))
     assert "last_conv" not in layers or net.get_submodule(layers["last_conv"]) is not None
     model = load_model(network, name, layers, "cpu")
     logits = model.net(torch.rand(2, len(model.mean), side, side))
@@ -311,8 +304,7 @@ def check_model(
 def check_dataset(
     name: str, params: Mapping[str, Any] | None = None, data: Path | None = None
 ) -> None:
-    """The contract of a data set: the same keys in the same order, images in [0, 1], labels in
-    range.
+    """The contract of a data set: stable keys and order, images in [0, 1], labels in range.
 
     Raises:
         AssertionError: with the law that is broken.
@@ -347,17 +339,12 @@ def _check_entry(kind: str, entry: Any) -> None:
 
 
 def _singles(batch: Batch) -> Iterator[Batch]:
-    for at in range(len(batch.keys)):
-        part = slice(at, at + 1)
-        masks = None if batch.masks is None else batch.masks[part]
-        yield Batch(batch.images[part], batch.labels[part], batch.keys[part], masks)
+    return (batch.part(slice(at, at + 1)) for at in range(len(batch.keys)))
 
 
 @contextmanager
 def unchanged(model: Model, batch: Batch, name: str) -> Iterator[None]:
-    """Fails if weights, buffers, modes, hooks, gradients' flags, images or the global seed
-    change.
-    """
+    """Fails if weights, modes, hooks, gradients' flags, images or the global seed change."""
 
     def state() -> list[Any]:
         found: list[Any] = [torch.random.get_rng_state(), batch.images.clone()]

@@ -1,4 +1,4 @@
-"""The data that everything else passes around: frozen, and without behaviour of their own.
+"""The data that everything else passes around, frozen.
 
 Axes have one letter each, everywhere: ``N`` images, ``C`` channels, ``H W`` pixels, ``h w`` layer
 positions, ``K`` classes, ``S`` steps or samples.
@@ -50,6 +50,11 @@ class Batch:
     labels: Tensor
     keys: tuple[str, ...]
     masks: Tensor | None = None
+
+    def part(self, chosen: slice) -> Batch:
+        """Some of the images, with all that belongs to them."""
+        masks = None if self.masks is None else self.masks[chosen]
+        return Batch(self.images[chosen], self.labels[chosen], self.keys[chosen], masks)
 
 
 @dataclass(frozen=True)
@@ -107,22 +112,17 @@ class Network:
             ones.
         mean, std: as in :class:`Model`.
         layers: roles that are known; ``last_conv`` is found by a dry run where it is missing.
-        identity: everything else that changes the numbers, such as the architecture and its
-            options.
     """
 
     build: Callable[[], nn.Module]
     weights: Path | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    layers: Mapping[str, str]
-    identity: Mapping[str, object]
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sample(NamedTuple):
-    """One image (3, H, W) in [0, 1], its label, and its mask (H, W) as in :class:`Batch`, or
-    None.
-    """
+    """An image (3, H, W) in [0, 1], its label, and a mask (H, W) as in :class:`Batch`."""
 
     image: Tensor
     label: int
@@ -142,9 +142,7 @@ class Source(Protocol):
 
     @property
     def revision(self) -> str:
-        """Identity of what :meth:`key` does not cover: a generator's version, a data file's
-        hash.
-        """
+        """Identity of what :meth:`key` does not cover, such as a data file's hash."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -154,11 +152,7 @@ class Source(Protocol):
     def has_masks(self) -> bool: ...
 
     def key(self, index: int) -> str:
-        """Stable key of one image: its id, with a content hash where the data set pins no
-        content.
-        """
+        """Stable key of one image: its id, with a content hash where nothing pins the content."""
 
     def load(self, indices: Sequence[int]) -> list[Sample | BadImage]:
-        """The samples at these positions of :attr:`ids`; a picture that cannot be read is its
-        error.
-        """
+        """The samples at these positions; a picture that cannot be read is its error."""

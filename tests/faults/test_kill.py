@@ -21,8 +21,8 @@ SUITE: dict[str, Any] = {
     "name": "cut",
     "datasets": [{"name": "shapes", "images": 48}],
     "models": ["shapes/resnet"],
-    "methods": ["gradient", "grad_cam", {"name": "smooth_grad", "samples": 4}],
-    "metrics": ["average_drop", {"name": "deletion", "steps": 8}, "mae"],
+    "methods": ["gradient", "grad_cam", {"name": "smooth_grad", "samples": 60}],
+    "metrics": ["average_drop", {"name": "deletion", "steps": 200}, "mae"],
     "run": {"batch_size": 4, "slice": 8, "workers": 2},
 }
 CELLS, IMAGES, UNITS = 9, 48, 6
@@ -69,6 +69,8 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     early.communicate()
     for _ in range(3):
         before = len(parts(tmp_path))
+        if before == UNITS:
+            break  # a fast machine was done before the kill
         process = begin(tmp_path)
         wait_for(lambda before=before: len(parts(tmp_path)) > before, process)
         time.sleep(draw.random() * 0.2)

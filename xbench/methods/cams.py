@@ -57,14 +57,13 @@ class GradCAMPlusPlus(GradCAM):
     def cam(self, activation: Tensor, gradient: Tensor) -> Tensor:
         # g^2 / (2 g^2 + g^3 sum A) = 1 / (2 + g sum A): the square cancels, and cannot underflow
         denominator = 2 + gradient * activation.sum((2, 3), keepdim=True)
-        share = (gradient != 0) / denominator.where(denominator != 0, 1)
-        return weighted_sum((share * gradient.relu()).sum((2, 3)), activation)
+        weight = gradient.relu() / denominator.where(denominator != 0, 1)
+        return weighted_sum(weight.sum((2, 3)), activation)
 
 
 @method("xgrad_cam")
 class XGradCAM(GradCAM):
-    """XGrad-CAM (Axiom-CAM): gradients averaged with the activation's own distribution; (N, H, W),
-    >= 0.
+    """XGrad-CAM (Axiom-CAM): gradients averaged by activation; maps (N, H, W), non-negative.
 
     A channel whose activation adds up to zero gets weight zero.
 

@@ -1,6 +1,4 @@
-"""Control maps: they know nothing of the network, so a metric that they win measures something
-else.
-"""
+"""Control maps: they know nothing of the network; a metric that they win is suspect."""
 
 from __future__ import annotations
 
@@ -51,8 +49,7 @@ class Centre(Control):
 
 @method("sobel")
 class Sobel(Control):
-    """Edges: the length of the Sobel gradient of the grey image, borders replicated; (N, H, W), >=
-    0.
+    """Edges: length of the grey image's Sobel gradient, borders replicated; (N, H, W), >= 0.
 
     Source: as a control, Adebayo et al. 2018, arXiv:1810.03292.
     """

@@ -1,6 +1,4 @@
-"""Methods that read input gradients of the target's logit, in the network's normalised input
-space.
-"""
+"""Methods that read gradients of the target's logit towards the normalised input."""
 
 from __future__ import annotations
 
@@ -155,8 +153,7 @@ class GuidedAbsoluteGrad(SmoothGrad):
 
 @method("guided_backprop")
 class GuidedBackprop:
-    """Guided backpropagation: the gradient with only positive signals through every ReLU; (N, H,
-    W).
+    """Guided backpropagation: only positive signals pass every ReLU; maps (N, H, W), >= 0.
 
     Covers registered ReLU and ReLU6 modules; the sum over channels of absolutes makes maps >= 0.
 

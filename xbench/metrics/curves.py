@@ -45,12 +45,14 @@ class CurveArea:
 
 @metric("insertion")
 class Insertion(CurveArea):
-    """Insertion: area as the most salient pixels return first, from baseline to image, (N,); higher
-    is better.
+    """Insertion: area as the most salient pixels return, baseline to image, (N,); higher is better.
+
+    Pixels are ranked by the signed map, ties by one seeded permutation per image.
 
     Args:
         steps: points after the first; 28, as for the numbers that RISE reports at 224 x 224.
-        baseline: blur, as published, because a blurred image starts without sharp false edges.
+        baseline: blur, since a blurred image starts without sharp false edges; a Gaussian with a
+            standard deviation of 1/16 of the shorter side (RISE: a box of 11 x 11 pixels, nearly).
 
     Source: Petsiuk et al. 2018, RISE, arXiv:1806.07421.
     """
@@ -64,8 +66,9 @@ class Insertion(CurveArea):
 
 @metric("deletion")
 class Deletion(CurveArea):
-    """Deletion: area as the most salient pixels go first, from image to baseline, (N,); lower is
-    better.
+    """Deletion: area as the most salient pixels go, image to baseline, (N,); lower is better.
+
+    Pixels are ranked by the signed map, ties by one seeded permutation per image.
 
     Args:
         steps: points after the first; 28, as for the numbers that RISE reports at 224 x 224.

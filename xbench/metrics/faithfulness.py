@@ -1,5 +1,4 @@
-"""Average drop, gain and increase: what multiplying the image by its map does to the target's
-probability.
+"""Average drop, gain and increase: what masking an image by its map does to the probability.
 
 All read the same masked forward. A map of ones scores perfectly in drop, so none of them ranks
 methods alone. p is the probability on the image, o on the masked image; both come from one forward
@@ -18,9 +17,7 @@ from ..probe import Explanation, Need
 from ..registry import metric
 
 SMALLEST = 1e-6
-"""Below this probability a ratio to it says nothing: the image's score is undefined, and
-counted.
-"""
+"""Below this probability a ratio to it says nothing: the score is undefined, and counted."""
 
 
 class Masked:

@@ -51,10 +51,9 @@ class AgainstMask:
 
 @metric("mae")
 class MAE(AgainstMask):
-    """Mean absolute error between the map in [0, 1] and the object's mask, (N,) in [0, 1]; lower is
-    better.
+    """Mean absolute error between map and object mask, (N,) in [0, 1]; lower is better.
 
-    Guided AbsoluteGrad's tables print its square root; that is ``mae_sqrt``, another metric.
+    Guided AbsoluteGrad's tables print its square root, per image.
 
     Args:
         sign: how a signed map is read before it is scaled to [0, 1] per image.
@@ -73,8 +72,7 @@ class MAE(AgainstMask):
 
 @metric("log_cosh_dice")
 class LogCoshDice(AgainstMask):
-    """Log-cosh Dice loss between the map in [0, 1] and the mask, (N,) in [0, 0.434]; lower is
-    better.
+    """Log-cosh Dice loss between map and object mask, (N,) in [0, 0.434]; lower is better.
 
     log cosh(1 - (2 sum S M + 1) / (sum S + sum M + 1)), the map not binarised.
 

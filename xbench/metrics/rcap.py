@@ -1,6 +1,4 @@
-"""RCAP: recover an image from its map's partitions, and weigh the confidence by the saliency in
-them.
-"""
+"""RCAP: recover an image from its map's partitions, and predict."""
 
 from __future__ import annotations
 
@@ -17,12 +15,11 @@ from ..registry import metric
 
 @metric("rcap")
 class RCAP:
-    """RCAP: mean over partitions of (saliency's share in them) x (probability on them), (N,);
-    higher is better.
+    """RCAP: mean of (share of saliency) x (probability) over partitions, (N,); higher is better.
 
-    The map is scaled to [0, 1] per image. With the defaults, the most salient 10, 20, 30, 40 and 50
-    % of the pixels are recovered on the baseline in turn (equation 4.1). The score rises with the
-    map's contrast by design. A constant map scores 0. Values lie in [0, 1]. Pixels equal to a
+    The map is scaled to [0, 1] per image. With the defaults, the most salient 10, 20, 30, 40 and
+    50 % of the pixels are recovered on the baseline in turn (equation 4.1). The score rises with
+    the map's contrast by design. A constant map scores 0. Values lie in [0, 1]. Pixels equal to a
     threshold stay out, unless the threshold is the map's maximum.
 
     Args:

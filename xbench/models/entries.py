@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import nn
 
 from ..errors import UsageError
@@ -13,10 +14,11 @@ from ..registry import model, suggestion
 from ..types import Network
 from . import resnet, torchvision
 
-Colour = tuple[float, float, float]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Std = Annotated[float, Field(gt=0, le=1)]
 
-IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
-IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @model("shapes/resnet")
@@ -35,7 +37,6 @@ class ShapesResNet:
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
             layers={"last_conv": "layer3"},
-            identity={"architecture": "shapes_resnet"},
         )
 
 
@@ -55,7 +56,7 @@ class Checkpoint:
         weights: safetensors, or a ``.pt`` file of tensors alone; a relative path is looked for in
             the data directory, then in the working directory.
         classes: outputs of the last layer.
-        mean, std: per channel on the [0, 1] scale; ImageNet's by default.
+        mean, std: per channel on the [0, 1] scale, not 0 to 255; ImageNet's by default.
         padding: "same_tensorflow" pads strided 3 x 3 convolutions as TensorFlow does (nothing at
             the left and top, one at the right and bottom), which networks converted from there
             need.
@@ -66,11 +67,12 @@ class Checkpoint:
 
     architecture: str
     weights: str
-    classes: int = 1000
-    mean: Colour = IMAGENET_MEAN
-    std: Colour = IMAGENET_STD
+    classes: Annotated[int, Field(ge=1)] = 1000
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Std, Std, Std] = IMAGENET_STD
     padding: Literal["symmetric", "same_tensorflow"] = "symmetric"
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("weights",)
 
     def describe(self, data: Path | None) -> Network:
         return Network(
@@ -78,12 +80,6 @@ class Checkpoint:
             weights=_locate(self.weights, data),
             mean=self.mean,
             std=self.std,
-            layers={},
-            identity={
-                "architecture": self.architecture,
-                "classes": self.classes,
-                "padding": self.padding,
-            },
         )
 
     def _builder(self) -> Callable[[], nn.Module]:

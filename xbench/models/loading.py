@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..autograd import last_feature_map
+from ..autograd import last_feature_map, prepared
 from ..errors import BadWeights, UsageError
 from ..types import Model, Network
 
@@ -47,20 +47,25 @@ def _state_hash(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def describe_layers(network: Network, size: tuple[int, int]) -> tuple[nn.Module, dict[str, str]]:
-    """The architecture without weights, and its layer roles for images of H x W.
+def describe_layers(
+    network: Network, size: tuple[int, int]
+) -> tuple[nn.Module, dict[str, str], int]:
+    """Architecture without weights, layer roles and number of classes, for images of H x W.
+
+    A dry run tells them; nothing is computed.
 
     Raises:
-        UsageError: if a known role names a module that does not exist.
+        Unsupported: if the network does not return logits.
+        Exception: whatever the network raises on such images.
     """
-    with torch.device("meta"):
-        net = network.build().eval()
-        layers = dict(network.layers)
-        if "last_conv" not in layers:
-            found = last_feature_map(net, torch.empty(1, len(network.mean), *size))
-            if found is not None:
+    with torch.device("meta"), torch.no_grad():
+        net, example = network.build().eval(), torch.empty(1, len(network.mean), *size)
+        with prepared(net):
+            classes = net(example).shape[1]
+            layers = dict(network.layers)
+            if "last_conv" not in layers and (found := last_feature_map(net, example)) is not None:
                 layers["last_conv"] = found
-    return net, layers
+    return net, layers, classes
 
 
 def load_model(
