@@ -122,3 +122,26 @@ def test_a_fresh_network_is_hashed_by_its_weights() -> None:
         return Network(build, None, (0.0,), (1.0,), {})
 
     assert weights_hash(built(1.0)) == weights_hash(built(1.0)) != weights_hash(built(2.0))
+
+
+@pytest.mark.parametrize(("side", "kernel", "stride"), [(7, 3, 2), (8, 5, 2), (9, 7, 3), (6, 1, 2)])
+def test_same_padding_has_the_size_and_the_left_edge_of_tensorflow(
+    side: int, kernel: int, stride: int
+) -> None:
+    conv = torch.nn.Conv2d(1, 1, kernel, stride=stride, padding=kernel // 2, bias=False)
+    net = pad_like_tensorflow(torch.nn.Sequential(conv))
+    assert isinstance(net[0], SamePaddedConv2d)
+    torch.nn.init.ones_(net[0].weight)
+    row = torch.arange(1.0, side + 1)
+    outputs = -(-side // stride)
+    left = max((outputs - 1) * stride + kernel - side, 0) // 2
+    windows = [range(at * stride - left, at * stride - left + kernel) for at in range(outputs)]
+    sums = torch.tensor([float(sum(row[i] for i in w if 0 <= i < side)) for w in windows])
+    height = torch.tensor([float(sum(0 <= i < side for i in window)) for window in windows])
+    image = row.expand(1, 1, side, side)
+    assert torch.equal(net(image)[0, 0], height[:, None] * sums)
+
+
+def test_same_padding_is_refused_where_a_padded_pooling_layer_would_be_left_out() -> None:
+    with pytest.raises(UsageError, match="pooling layer 'maxpool' of ResNet is padded too"):
+        pad_like_tensorflow(architectures()["torchvision/resnet18"](10))

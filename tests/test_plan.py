@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 from conftest import suite_of
+from torch import Tensor
 
 from xbench import registry
 from xbench.document import Document
 from xbench.engines import _restricted
 from xbench.errors import UsageError
 from xbench.plan import Cell, Plan, make_plan, select
+from xbench.probe import LayerGradient, Need, Probe
 from xbench.runner import run_unit
 from xbench.store import Store
 from xbench.suite import load_suite
+from xbench.types import Network
 
 pytestmark = pytest.mark.usefixtures("plugin")
 
@@ -291,3 +294,38 @@ def test_the_first_forward_shape_of_a_group_stays_and_a_notice_says_so(tmp_path:
 def test_the_automatic_shape_is_no_larger_than_a_slice() -> None:
     suite = load_suite(Document({**suite_of().resolved(), "run": {"slice": 5}}, "s", {}))
     assert make_plan(suite, None).shape() == {"rows": 5, "threads": 1}
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_models_own_parameters_are_in_the_id_also_where_its_weights_are_the_same() -> None:
+    @registry.model("warm")
+    class Warm:
+        """A network whose logits a parameter scales."""
+
+        temperature: float = 1.0
+
+        def describe(self, data: Path | None) -> Network:
+            return registry.make("models", "plug/tiny").describe(data)  # type: ignore[no-any-return]
+
+    cold, hot = (ids(models=[{"name": "warm", "temperature": t}]) for t in (1.0, 9.0))
+    assert not set(cold.values()) & set(hot.values())
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_layer_that_any_field_names_is_resolved_before_anything_runs() -> None:
+    @registry.method("elsewhere")
+    class Elsewhere:
+        """A layer under another name than the CAMs'."""
+
+        block: str = "last_conv"
+
+        @property
+        def needs(self) -> tuple[Need[Any], ...]:
+            return (LayerGradient(self.block),)
+
+        def __call__(self, probe: Probe) -> Tensor:
+            return probe[LayerGradient(self.block)][0].mean(1)
+
+    assert ids(methods=["elsewhere"])
+    with pytest.raises(UsageError, match=r"no layer 'layer9' \(asked for by elsewhere"):
+        plan_of(methods=[{"name": "elsewhere", "block": "layer9"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from conftest import suite_of
 
 from xbench.engines import _restricted
 from xbench.plan import Job, make_plan
-from xbench.runner import Report, run_unit
+from xbench.runner import Report, collate, run_unit
 from xbench.store import Store
+from xbench.types import Sample
 
 pytestmark = pytest.mark.usefixtures("saboteurs")
 
@@ -244,3 +246,30 @@ def test_a_restricted_unit_gives_the_same_bits(
         run_unit(_restricted(job, chosen.__eq__))
     _, rows = computed(job)  # rows of equal provenance that differed would be refused
     assert values(rows) == undisturbed
+
+
+def test_an_image_whose_label_the_network_does_not_know_fails_alone(tmp_path: Path) -> None:
+    whole = unit(tmp_path / "whole", target="label")
+    _, expected = computed(whole)
+    report, found = computed(replace(whole, classes=2, store=tmp_path / "two"))
+    strange = found["status"] == "failed: label"
+    assert set(expected.loc[expected["label"] == 2, "image"]) == set(found.loc[strange, "image"])
+    assert "label 2 is not among the 2 classes" in " ".join(report.errors)
+    known = values(found[~strange])
+    assert known
+    assert known.items() <= values(expected).items()
+
+
+def test_a_missing_mask_among_masks_is_unknown_throughout() -> None:
+    image, mask = torch.rand(3, 4, 4), torch.ones(4, 4)
+    batch = collate([("a", Sample(image, 0, mask)), ("b", Sample(image, 1))], "cpu")
+    assert batch.masks is not None
+    assert torch.equal(batch.masks[0], mask)
+    assert batch.masks[1].isnan().all()
+
+
+def test_a_part_says_the_smallest_forward_shape_that_made_it(tmp_path: Path) -> None:
+    job = unit(tmp_path)
+    computed(job)
+    (part,) = Store(tmp_path).group(*job.group).parts()
+    assert part.facts["provenance"]["smallest_rows"] == part.facts["provenance"]["rows"] == job.rows

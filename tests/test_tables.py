@@ -295,3 +295,14 @@ def test_columns_name_every_metric_once_with_its_direction() -> None:
         if entry.origin.startswith("xbench."):
             assert entry.load().better in ("higher", "lower"), name
             assert getattr(entry.load(), "family", ""), name
+
+
+def test_means_that_agree_to_four_digits_share_a_rank() -> None:
+    class Metric:
+        better = "lower"
+
+    means = {("a", "m"): 11.889283, ("b", "m"): 11.889287, ("c", "m"): 11.90}
+    found = leaderboard._mean_ranks(
+        ["a", "b", "c"], {"m": Metric()}, means, dict.fromkeys(means, 4)
+    )
+    assert found == {"a": 1.5, "b": 1.5, "c": 3.0}

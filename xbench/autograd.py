@@ -188,17 +188,13 @@ def recording(
             handle.remove()
 
 
-def class_gradient(
-    logits: Tensor, target: Tensor, wrt: Sequence[Tensor], *, create_graph: bool = False
-) -> tuple[Tensor, ...]:
+def class_gradient(logits: Tensor, target: Tensor, wrt: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradient of each image's own target logit towards each tensor of ``wrt``, same shapes.
 
     A tensor without influence on the logit gets zeros.
     """
     chosen = logits.gather(1, target[:, None]).sum()
-    return torch.autograd.grad(
-        chosen, tuple(wrt), create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
+    return torch.autograd.grad(chosen, tuple(wrt), allow_unused=True, materialize_grads=True)
 
 
 @dataclass

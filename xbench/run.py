@@ -52,8 +52,8 @@ def run_suite(
     if fresh and store.root.exists():
         aside = store.root.rename(out / f"store-{_stamp()}")
         _notice(console, f"what was stored is now in {aside}")
-    for folder in (store.root, out / "runs"):
-        sweep(folder)
+    store.sweep()
+    sweep(out / "runs")
     for notice in (*plan.notices, *plan.pin(store)):
         _notice(console, notice)
     work = list(plan.jobs(store))

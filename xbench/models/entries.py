@@ -57,9 +57,8 @@ class Checkpoint:
             the data directory, then in the working directory.
         classes: outputs of the last layer.
         mean, std: per channel on the [0, 1] scale, not 0 to 255; ImageNet's by default.
-        padding: "same_tensorflow" pads strided 3 x 3 convolutions as TensorFlow does (nothing at
-            the left and top, one at the right and bottom), which networks converted from there
-            need.
+        padding: "same_tensorflow" pads strided convolutions as TensorFlow does, an odd rest at the
+            right and bottom, which networks converted from there need.
 
     Raises:
         UsageError: on an unknown architecture.
