@@ -167,6 +167,7 @@ def render(results: Results, form: Format, width: int | None = None, colour: boo
         file=out, width=width or 200, force_terminal=colour, no_color=not colour, highlight=False
     )
     for board in leaderboards(results):
+        console.print(board.title, markup=False, soft_wrap=True)
         for table in _fitting(board, console):
             console.print(table)
         for note in _footnotes(board):
@@ -221,12 +222,11 @@ def _width(board: Leaderboard, metrics: Sequence[str], console: Console) -> int:
 
 
 def _terminal(board: Leaderboard, metrics: Sequence[str]) -> Table:
-    """A table of some metrics; the first one has the title, ranks and passes."""
+    """A table of some metrics; the first one has ranks and passes."""
     first = metrics[0] == board.metrics[0]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     headings = ["#", "method", *_headings(board, metrics)]
     if first:
-        table.title, table.title_justify = Text(board.title), "left"
         headings = [*headings[:2], "mean\nrank", *headings[2:], "passes\nfwd+bwd"]
     for heading in headings:
         justify: Literal["left", "right"] = "left" if heading == "method" else "right"
