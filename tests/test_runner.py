@@ -262,10 +262,11 @@ def test_an_image_whose_label_the_network_does_not_know_fails_alone(tmp_path: Pa
 
 def test_a_missing_mask_among_masks_is_unknown_throughout() -> None:
     image, mask = torch.rand(3, 4, 4), torch.ones(4, 4)
-    batch = collate([("a", Sample(image, 0, mask)), ("b", Sample(image, 1))], "cpu")
+    batch = collate([("a", Sample(image, 0, mask)), ("b", Sample(image, 1))], "cpu", True)
     assert batch.masks is not None
     assert torch.equal(batch.masks[0], mask)
     assert batch.masks[1].isnan().all()
+    assert collate([("b", Sample(image, 1))], "cpu", False).masks is None
 
 
 def test_a_part_says_the_smallest_forward_shape_that_made_it(tmp_path: Path) -> None:

@@ -215,18 +215,17 @@ def _load(
                 report.errors.setdefault(f"image {key}: {words}", words)
             else:
                 good.append((key, sample))
-        return (collate(good, job.device) if good else None), failed
+        return (collate(good, job.device, source.has_masks) if good else None), failed
     except (Exception, SystemExit) as error:
         status = report.failure(error, f"data set {job.dataset.label}")
         return None, [(key, status) for _, key in images]
 
 
-def collate(samples: Sequence[tuple[str, Sample]], device: str) -> Batch:
-    """One batch of samples with their keys; among masks, a missing one is unknown throughout."""
+def collate(samples: Sequence[tuple[str, Sample]], device: str, has_masks: bool) -> Batch:
+    """One batch of samples with their keys; where there are masks, a missing one is unknown."""
     images = torch.stack([sample.image for _, sample in samples])
     unknown = torch.full(images.shape[-2:], math.nan)
     masks = [unknown if sample.mask is None else sample.mask for _, sample in samples]
-    has_masks = any(sample.mask is not None for _, sample in samples)
     return Batch(
         images.to(device),
         torch.tensor([sample.label for _, sample in samples], device=device),
