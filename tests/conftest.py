@@ -36,7 +36,7 @@ from xbench.noise import stream_keys, uniform
 
 
 def network(classes, seed):
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
             nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(),

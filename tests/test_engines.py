@@ -154,10 +154,10 @@ def test_no_more_workers_than_units_and_one_by_default_without_any() -> None:
 def test_units_take_turns_on_all_gpus_unless_one_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    jobs = jobs_of(tmp_path, run={"slice": 3})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert engines.worker_count("auto", "cuda", 8) == 2
     assert engines.worker_count("auto", "cuda:1", 8) == 1
-    jobs = jobs_of(tmp_path, run={"slice": 3})
     spread = engines._over_devices([replace(job, device="cuda") for job in jobs])
     assert [job.device for job in spread] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     named = [replace(job, device="cuda:1") for job in jobs]

@@ -141,7 +141,7 @@ def test_streams_neither_read_nor_move_the_global_random_state() -> None:
     before = torch.random.get_rng_state()
     first = noise.normal(streams(), 10)
     assert torch.equal(torch.random.get_rng_state(), before)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1234)
         assert torch.equal(noise.normal(streams(), 10), first)
 

@@ -37,7 +37,7 @@ SIDE = 16
 
 def toy_network(classes: int = 5, seed: int = 0) -> nn.Sequential:
     """Two convolutions with ReLU, global average pooling and a linear layer; float64."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
             nn.Conv2d(3, 6, 3, padding=1),
