@@ -1,13 +1,6 @@
 """Every error that xbench raises on purpose.
 
-- XbenchError: something the user can mend; the command line prints the message, never a traceback.
-- UsageError: the suite, a name, a parameter or a file is wrong: known before any work starts.
-- SuiteError: the same, as a list of problems with their places in the suite file.
-- Unsupported: this entry cannot work on this model or data set: its cells are skipped with the
-  reason.
-- BadImage: one picture cannot be read: its rows fail, the run goes on.
-- BadWeights: a weight file is damaged, does not fit, or holds NaN: the model's cells fail.
-- StoreError: a stored file is damaged or contradicts another.
+All are XbenchError, whose message is for the user: the command line never shows its traceback.
 """
 
 from __future__ import annotations

@@ -71,9 +71,8 @@ def masked_probabilities(probe: Probe, masks: Iterable[Tensor], baseline: Tensor
         masks: yields (N, s, H, W), bool or in [0, 1], a few steps at a time; 1 keeps the pixel.
         baseline: (1 or N, 3, H, W) in network space, what masked pixels become.
     """
-    target = probe.target[
-        : probe.real
-    ]  # asked for here: inside inference mode it could not be computed
+    # asked for before inference mode, inside which its clean pass could not be differentiated
+    target = probe.target[: probe.real]
     with torch.inference_mode():
         rows = _masked_rows(probe, masks, baseline.expand(probe.rows, -1, -1, -1))
         found = torch.cat(list(_forward(probe, ((images, target) for images in rows))))

@@ -104,6 +104,8 @@ class Group:
         images: (position in the data set, key) of the selected images, in order.
         sketch: the model without weights, which is enough to ask needs for their cost.
         classes: that the network tells apart.
+        weights: hash of the model's weights.
+        folder: of the store, for data set and model.
     """
 
     dataset: Choice

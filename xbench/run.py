@@ -73,9 +73,7 @@ def run_suite(
         _notice(console, notice)
     folder = out / "runs" / _stamp()
     _write_run(folder, plan, results, work, reporter.reports, time.monotonic() - began, finished)
-    width = console.width if sys.stdout.isatty() else None
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    sys.stdout.write(render(results, form, width, colour))
+    _show(results, form)
     if not quiet:
         _notice(console, _closing(reporter.reports, len(jobs), folder, time.monotonic() - began))
     if not finished:
@@ -87,6 +85,13 @@ def run_suite(
     if len(errors) > 10:
         _notice(console, f"and {len(errors) - 10} more; all are in {folder / 'errors'}")
     return 3 if results.failing else 0
+
+
+def _show(results: Results, form: Any) -> None:
+    """The result on standard output, as wide as the terminal, if it is one."""
+    is_terminal = sys.stdout.isatty()
+    width = Console().width if is_terminal else None
+    sys.stdout.write(render(results, form, width, is_terminal and "NO_COLOR" not in os.environ))
 
 
 def _notice(console: Console, text: str) -> None:
@@ -225,6 +230,5 @@ def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
             soft_wrap=True,
         )
         return 5
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    sys.stdout.write(render(results, form, None, colour))
+    _show(results, form)
     return 0

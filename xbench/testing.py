@@ -27,7 +27,7 @@ from .models.loading import describe_layers, load_model, weights_hash
 from .plan import batch_needs, map_needs
 from .probe import Explanation, Logits, Probe, closure, cost, method_cost
 from .scoring import evaluated
-from .types import Batch, Model, Passes
+from .types import Batch, Model
 
 TOLERANCE = 1e-10
 """Between batch sizes in float64, relative to the map's largest value: rounding alone."""
@@ -380,7 +380,6 @@ def _check_memory(name: str, call: Any) -> None:
 
 __all__ = [
     "LinearNetwork",
-    "Passes",
     "PlantedNetwork",
     "ShareNetwork",
     "check_dataset",

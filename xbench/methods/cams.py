@@ -43,7 +43,7 @@ class GradCAM:
 
 @method("grad_cam_plus_plus")
 class GradCAMPlusPlus(GradCAM):
-    """Grad-CAM++: positive gradients weighted by equation 19 of its paper; maps (N, H, W), >= 0.
+    """Grad-CAM++: positive gradients, weighted by higher derivatives; maps (N, H, W), non-negative.
 
     With exp(logit) differentiated, as published, the second and third derivatives become g^2 and
     g^3; where the gradient is zero the weight is zero. Nothing is added to the denominator.
@@ -51,7 +51,7 @@ class GradCAMPlusPlus(GradCAM):
     Args:
         layer: role or module path.
 
-    Source: Chattopadhay et al. 2018, arXiv:1710.11063.
+    Source: Chattopadhay et al. 2018, arXiv:1710.11063; equations 3 and 4 of arXiv:2404.15024.
     """
 
     def cam(self, activation: Tensor, gradient: Tensor) -> Tensor:

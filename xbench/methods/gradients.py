@@ -56,7 +56,8 @@ class SmoothGrad:
     """SmoothGrad: sum over channels of |mean gradient| over noisy images; maps (N, H, W), >= 0.
 
     Args:
-        noise: standard deviation as a share of each image's own range, 0.15 as in both papers.
+        noise: standard deviation as a share of each image's own range, 0.15 as in Guided
+            AbsoluteGrad's code.
         samples: noisy images, 20 as in Guided AbsoluteGrad.
 
     Source: Smilkov et al. 2017, arXiv:1706.03825.

@@ -58,7 +58,7 @@ class MAE(AgainstMask):
     Args:
         sign: how a signed map is read before it is scaled to [0, 1] per image.
 
-    Source: Huang and Liu 2024, arXiv:2404.15564, section 5.
+    Source: Huang and Liu 2024, arXiv:2404.15564.
     """
 
     sign: Sign = "magnitude"
