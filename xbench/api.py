@@ -219,7 +219,8 @@ class _Given:
             roles = {"last_conv": path} if path else {}
             channels = images.shape[1]
             mean, std = _per_channel(self.mean, channels), _per_channel(self.std, channels)
-            model = Model(type(self.net).__name__, self.net, mean, std, roles)
+            height, width = images.shape[-2:]
+            model = Model(type(self.net).__name__, self.net, mean, std, roles, (height, width))
             needs = batch_needs(methods, [metrics])
             yield (self._probe(model, meter, needs, batch) for batch in self._batches())
 

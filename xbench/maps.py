@@ -1,4 +1,12 @@
-"""What is done to any saliency map: the one place for channels, upsampling, sign, range and rank.
+"""What is done to any saliency map: the one place for channels, sign, upsampling, range and rank.
+
+Methods name these parts as parameters, hence in their identity; the defaults are one for all:
+
+* an attribution of every colour channel becomes a map by ``channels="absolute_sum"``;
+* a class activation map keeps its positive part, ``sign="positive"``, as published;
+* small maps grow by ``upsampling="bilinear"`` on pixel centres;
+* nothing is scaled, ``scaling="none"``: methods return raw maps, and each metric says how it reads
+  them (:data:`Sign`).
 
 Every reduction keeps the image axis, so that a map depends on its own image only.
 """
@@ -15,9 +23,52 @@ Sign = Literal["magnitude", "positive", "signed"]
 """How a metric reads a signed map: |map|, its positive part, or as it is."""
 
 
+Channels = Literal["absolute_sum", "sum", "max"]
+"""How colour channels become one map: sum of absolutes (Guided AbsoluteGrad; the default), signed
+sum (the raw signed map), or largest absolute (Simonyan et al. 2014)."""
+
+CamSign = Literal["positive", "signed"]
+"""What a class activation map keeps: its positive part (as published; the default), or all of it.
+"""
+
+Upsampling = Literal["bilinear", "corners", "nearest"]
+"""How a small map grows: bilinear on pixel centres (the default), bilinear with aligned corners, or
+nearest neighbour."""
+
+Scaling = Literal["none", "pgc"]
+"""Scaling inside a method: none (the default), or to [0, 1] at the layer's resolution and again
+after upsampling, each time with 1e-7 added to the largest value, as pytorch-grad-cam does."""
+
+
 def channel_sum(attribution: Tensor) -> Tensor:
     """Sum of absolutes over the colour channels: (N, C, H, W) to (N, H, W)."""
     return attribution.abs().sum(1)
+
+
+def reduced(attribution: Tensor, channels: Channels) -> Tensor:
+    """Colour channels as one map: (N, C, H, W) to (N, H, W)."""
+    if channels == "absolute_sum":
+        return channel_sum(attribution)
+    return attribution.sum(1) if channels == "sum" else attribution.abs().amax(1)
+
+
+def cam_map(
+    small: Tensor,
+    like: Tensor,
+    sign: CamSign = "positive",
+    upsampling: Upsampling = "bilinear",
+    scaling: Scaling = "none",
+) -> Tensor:
+    """A class activation map at a layer's resolution (N, h, w) at the H x W of ``like``."""
+    kept = small.relu() if sign == "positive" else small
+    if scaling == "none":
+        return upsample(kept, like, upsampling)
+    return _pgc_range(upsample(_pgc_range(kept), like, upsampling))
+
+
+def _pgc_range(maps: Tensor) -> Tensor:
+    above = maps - maps.flatten(1).amin(1)[:, None, None]
+    return above / (1e-7 + above.flatten(1).amax(1)[:, None, None])
 
 
 def weighted_sum(weight: Tensor, activation: Tensor) -> Tensor:
@@ -25,10 +76,13 @@ def weighted_sum(weight: Tensor, activation: Tensor) -> Tensor:
     return torch.einsum("nc,nchw->nhw", weight, activation)
 
 
-def upsample(maps: Tensor, like: Tensor) -> Tensor:
-    """(N, h, w) to the H x W of ``like``: bilinear on pixel centres (``align_corners=False``)."""
-    size = like.shape[-2:]
-    large = functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+def upsample(maps: Tensor, like: Tensor, upsampling: Upsampling = "bilinear") -> Tensor:
+    """(N, h, w) to the H x W of ``like``; a constant map stays exactly constant."""
+    size, small = like.shape[-2:], maps[:, None]
+    if upsampling == "nearest":
+        return functional.interpolate(small, size, mode="nearest")[:, 0]
+    corners = upsampling == "corners"
+    large = functional.interpolate(small, size, mode="bilinear", align_corners=corners)[:, 0]
     # the weights add up to 1 but for rounding, which min-max would blow up to a map of noise
     return large.where(~is_constant(maps)[:, None, None], maps[:, :1, :1])
 

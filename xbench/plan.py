@@ -318,7 +318,7 @@ def _group(
             f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
             f"data set {dataset.label!r} gives them: {type(error).__name__}: {error}"
         ) from error
-    sketch = Model(model.label, net, network.mean, network.std, layers)
+    sketch = Model(model.label, net, network.mean, network.std, layers, source.size)
     images = select(source, dataset.images, dataset.label)
     facts = {
         "dataset": {**dataset.identity(), "revision": source.revision},

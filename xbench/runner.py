@@ -10,7 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,9 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
 
 def _batches(job: Job, report: Report, stop: Stop, mark: Mark) -> Iterator[list[Row]]:
     try:
-        model = _model(job.model, job.layers, job.weights, job.data, job.device)
         source = _source(job.dataset, job.data)
+        model = _model(job.model, job.layers, job.weights, job.data, job.device)
+        model = replace(model, size=source.size)
     except Exception as error:  # NaN weights, a plug-in's network that cannot be built
         status = report.failure(error, f"model {job.model.label}")
         for cells, images in job.portions:

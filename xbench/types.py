@@ -68,6 +68,7 @@ class Model:
         mean: per channel, on the [0, 1] scale.
         std: per channel, on the [0, 1] scale.
         layers: role to module path, such as ``{"last_conv": "layer4"}``.
+        size: (H, W) of the images, on which some costs depend; None where it is not known.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Model:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     layers: Mapping[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
     def channel_constant(self, values: Sequence[float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)

@@ -1,0 +1,70 @@
+"""One comparison of a method with an independent implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xbench import registry
+from xbench.autograd import prepared
+from xbench.probe import Probe
+from xbench.testing import toy_batch, toy_model
+from xbench.types import Batch, Model
+
+TARGET = torch.tensor([4, 0, 2, 2])
+"""Classes that are explained, one for each of the four images of :func:`explained`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside somebody else's result.
+
+    Args:
+        method: registered name.
+        reference: what it is compared with, such as "captum Saliency" or "definition, by a loop".
+        compute: gives (ours, theirs), tensors of one shape, preferably float64.
+        params: of the method, where they are not the defaults.
+        tolerance: largest relative difference that the test allows.
+        reason: why any difference beyond rounding remains; empty where none does.
+    """
+
+    method: str
+    reference: str
+    compute: Callable[[], tuple[Tensor, Tensor]]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-9
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        given = ", ".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.method}({given})" if given else self.method
+
+    def difference(self) -> float:
+        """Largest absolute difference, relative to the reference's largest absolute value."""
+        ours, theirs = (tensor.detach().double() for tensor in self.compute())
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{self.name}: {tuple(ours.shape)} against {tuple(theirs.shape)}")
+        if not theirs.any():
+            raise ValueError(f"{self.name}: the reference is zero everywhere and shows nothing")
+        return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def explained(
+    method: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    model: Model | None = None,
+    batch: Batch | None = None,
+    target: Tensor = TARGET,
+    seed: int = 0,
+) -> Tensor:
+    """Our maps (N, H, W) of four toy images on the toy network, in float64."""
+    model, batch = model or toy_model(), batch or toy_batch(len(target))
+    with prepared(model.net) as meter:
+        probe = Probe(model, batch, target=target, seed=seed, meter=meter)
+        return probe.explain(registry.make("methods", method, params)).raw
