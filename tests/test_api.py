@@ -52,7 +52,7 @@ def probe_of(net: nn.Module, meter: Any, **how: Any) -> Probe:
 @pytest.mark.parametrize("name", METHODS)
 def test_attribute_is_the_methods_map_of_a_probe(name: str, target: Tensor | None) -> None:
     net = toy_network()
-    found = attribute(net, IMAGES, name, target=target, keys=KEYS, seed=3, **NORM)
+    found = attribute(net, IMAGES, name, target=target, masks=MASKS, keys=KEYS, seed=3, **NORM)
     method = registry.make("methods", name)
     with prepared(net) as meter:
         probe = probe_of(net, meter, target=target, seed=3, needs=batch_needs([method], []))
@@ -132,8 +132,8 @@ def test_the_package_offers_the_functions_by_name() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("name", METHODS)
 def test_in_float64_maps_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
-    whole = attribute(toy_network(), IMAGES, name, **NORM)
-    found = attribute(toy_network(), IMAGES, name, batch_size=size, **NORM)
+    whole = attribute(toy_network(), IMAGES, name, masks=MASKS, **NORM)
+    found = attribute(toy_network(), IMAGES, name, masks=MASKS, batch_size=size, **NORM)
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-10)
 
 
@@ -225,9 +225,9 @@ def test_the_network_is_left_as_it_was_found(name: str) -> None:
     net = Careless().train()
     net[0].bias.requires_grad_(False)  # type: ignore[union-attr]
     before, images, state = facts(net), IMAGES.clone(), torch.random.get_rng_state()
-    maps = attribute(net, IMAGES, name)
+    maps = attribute(net, IMAGES, name, masks=MASKS)
     score(net, IMAGES, maps, "insertion", steps=3)
-    evaluate(net, IMAGES, [name], ["rcap"])
+    evaluate(net, IMAGES, [name], ["rcap"], masks=MASKS)
     assert facts(net) == before
     assert torch.equal(IMAGES, images)
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -422,3 +423,72 @@ def test_two_distributions_with_one_name_are_both_named_and_neither_is_used(
 
 def test_naming_entries_imports_no_torch_before_it_is_needed() -> None:
     run_python("import sys, xbench, xbench.registry; assert 'torch' not in sys.modules")
+
+
+# --- presets and nested entries -------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_presets(own_names: None) -> type:
+    @registry.method("preset-test")
+    class WithPresets:
+        """A method with presets."""
+
+        strength: float = 1.0
+        steps: int = 3
+        mode: Literal["plain", "odd"] = "plain"
+        presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+            "paper-2024": {"strength": 2.0, "mode": "odd"},
+            "one": {"steps": 5},
+        }
+
+    return WithPresets
+
+
+def test_a_preset_stands_for_its_parameters_beneath_those_given(with_presets: type) -> None:
+    found = registry.make("methods", "preset-test", {"preset": "paper-2024", "strength": 4.0})
+    assert found == with_presets(strength=4.0, mode="odd")
+    assert registry.identity(found)["params"] == {"strength": 4.0, "steps": 3, "mode": "odd"}
+
+
+def test_a_label_names_the_preset_where_that_is_shorter(with_presets: type) -> None:
+    assert (
+        registry.label(with_presets(strength=2.0, mode="odd")) == "preset-test(preset=paper-2024)"
+    )
+    label = registry.label(with_presets(strength=2.0, steps=4, mode="odd"))
+    assert label == "preset-test(preset=paper-2024, steps=4)"
+    assert registry.label(with_presets(mode="odd")) == "preset-test(mode=odd)"
+    assert registry.label(with_presets(steps=5)) == "preset-test(preset=one)"
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "words"),
+    [
+        ("preset-test", "paper-2042", "has no preset 'paper-2042'; did you mean 'paper-2024'"),
+        ("sobel", "paper-2024", "has no preset 'paper-2024'; it has none"),
+    ],
+)
+def test_an_unknown_preset_is_an_error(
+    with_presets: type, name: str, preset: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        registry.make("methods", name, {"preset": preset})
+
+
+def test_a_nested_entry_is_checked_kept_whole_and_part_of_the_identity() -> None:
+    plain = registry.make("methods", "inverted", {"of": "smooth_grad"})
+    given = {"of": {"name": "smooth_grad", "samples": 3}}
+    changed = registry.make("methods", "inverted", given)
+    assert registry.identity(plain) != registry.identity(changed)
+    nested = registry.identity(changed)["params"]["of"]
+    assert nested == registry.identity(registry.make("methods", "smooth_grad", {"samples": 3}))
+    again = registry.make("methods", "inverted", {"of": changed.of.plain()})
+    assert again == changed == pickle.loads(pickle.dumps(changed))
+    for wrong, words in (
+        ({"of": {"name": "smooth_grad", "sample": 3}}, "did you mean 'samples'"),
+        ({"of": "smoth_grad"}, "did you mean 'smooth_grad'"),
+        ({"of": 3}, "write the name of a method"),
+        ({"of": {"samples": 3}}, "a mapping with a key 'name'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            registry.make("methods", "inverted", wrong)

@@ -33,6 +33,7 @@ def attribute(
     method: str,
     *,
     target: Tensor | Sequence[int] | None = None,
+    masks: Tensor | None = None,
     layer: str | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
@@ -48,6 +49,7 @@ def attribute(
         images: (N, 3, H, W) in [0, 1], of the network's dtype and on its device.
         method: registered name, such as "guided_absolute_grad".
         target: class to explain, one per image; None means the predicted class.
+        masks: (N, H, W) object masks in {0, 1}, for ``oracle``.
         layer: module path for methods that read a layer; None means the last feature map.
         mean: of the normalisation on the [0, 1] scale, per channel or one for all; 0 where the
             net normalises itself.
@@ -64,7 +66,7 @@ def attribute(
         Unsupported: if the method cannot work on this network.
     """
     chosen = registry.make("methods", method, params)
-    given = _Given(net, images, target, None, layer, mean, std, seed, keys, batch_size)
+    given = _Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
     with given.probes([chosen], []) as probes:
         return torch.cat([probe.explain(chosen).raw[: probe.real] for probe in probes])
 

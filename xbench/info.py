@@ -87,6 +87,9 @@ def _describe(entry: registry.Entry) -> str:
         for field in fields:
             default = "required" if _is_required(field) else f"default {field.default!r}"
             lines.append(f"  {field.name}: {_type_words(types[field.name])}, {default}")
+    for preset, params in getattr(cls, "presets", {}).items():
+        stands_for = ", ".join(f"{key}={value}" for key, value in params.items())
+        lines.append(f"Preset {preset}: {stands_for}")
     for fact in ("better", "range", "family", "control", "class_agnostic", "undefined"):
         value = getattr(cls, fact, None)
         if value is not None and not isinstance(value, property):
@@ -135,7 +138,10 @@ def _passes(cls: Any) -> str:
         passes = method_cost(cls(), Model("any", nn.Identity()))
     except (TypeError, ValueError):  # a parameter is required, or the cost depends on the network
         return ""
-    return "" if passes is None else f"{passes.forward} forward, {passes.backward} backward"
+    if passes is None:
+        return ""
+    bound = "at most " if getattr(cls, "passes_bound", False) else ""
+    return f"{bound}{passes.forward} forward, {passes.backward} backward"
 
 
 def diagnosis() -> tuple[str, bool]:

@@ -15,7 +15,7 @@ from . import noise, registry
 from .autograd import module_at
 from .errors import UsageError
 from .models.loading import describe_layers, weights_hash
-from .probe import Logits, Need, closure, cost, needs_of
+from .probe import Logits, MapOf, Need, closure, cost, needs_of
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
@@ -134,17 +134,14 @@ class Group:
         total = Outlay(cost(batch_needs(methods.values(), by_method.values()), self.sketch))
         for choice, metrics in by_method.items():
             total = total.plus(Outlay(cost(map_needs(metrics), self.sketch)))
-            own = getattr(methods[choice], "passes", None)
-            if own is not None:
-                total = total.plus(Outlay(own(self.sketch)))
-            elif not hasattr(methods[choice], "needs"):
+            if not MapOf(methods[choice]).is_priced:
                 total = total.plus(Outlay(unknown=1))
         return total
 
 
 def batch_needs(methods: Iterable[Any], metrics: Iterable[Iterable[Any]]) -> tuple[Need[Any], ...]:
     """What a batch computes once for these methods and their metrics; always the logits."""
-    asked = [Logits(), *(need for method in methods for need in needs_of(method))]
+    asked: list[Need[Any]] = [Logits(), *(MapOf(method) for method in methods)]
     asked += [need for group in metrics for metric in group for need in needs_of(metric)]
     return tuple(need for need in closure(asked) if need.scope == "batch")
 
@@ -363,7 +360,8 @@ def _cell(
     layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
     chosen = {**method.identity(), "layers": layers}
     text = canonical({**facts, "method": chosen, "metric": metric.identity()})
-    no_masks = getattr(_made(metric), "needs_masks", False) and not source.has_masks
+    wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
+    no_masks = wants_masks and not source.has_masks
     return Cell(
         hashlib.sha256(text.encode()).hexdigest()[:16],
         dataset,

@@ -102,16 +102,39 @@ def cost(needs: Iterable[Need[Any]], model: Model) -> Passes:
     return total
 
 
+@dataclass(frozen=True)
+class MapOf(Need[Tensor]):
+    """A method's raw map (N, H, W): a need itself, so that what is made from it shares it."""
+
+    method: Any
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return needs_of(self.method)
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether the method, and any other that it is made from, says what it costs."""
+        inner = [need for need in self.needs if isinstance(need, MapOf)]
+        declared = hasattr(self.method, "needs") or hasattr(self.method, "passes")
+        return declared and all(need.is_priced for need in inner)
+
+    def passes(self, model: Model) -> Passes:
+        """What the method spends beside its needs."""
+        own = getattr(self.method, "passes", None)
+        return Passes() if own is None else cast(Passes, own(model))
+
+    def compute(self, on: Probe) -> Tensor:
+        return cast(Tensor, self.method(on))
+
+
 def method_cost(method: Any, model: Model, beside: tuple[Need[Any], ...] = ()) -> Passes | None:
     """Passes per image of a method: its needs, beside others, and its own ``passes(model)``.
 
     None where it declares neither.
     """
-    own = getattr(method, "passes", None)
-    if own is None and not hasattr(method, "needs"):
-        return None
-    total = cost(closure((*beside, *needs_of(method))), model)
-    return total if own is None else total.plus(own(model))
+    wanted = MapOf(method)
+    return cost(closure((*beside, wanted)), model) if wanted.is_priced else None
 
 
 class Probe:
@@ -171,8 +194,7 @@ class Probe:
         Raises:
             ValueError: if the method returns another shape than (N, H, W).
         """
-        with self.meter.padded(self.real, self.rows):
-            return Explanation(self, method(self))
+        return Explanation(self, self[MapOf(method)])
 
     @property
     def spent(self) -> Passes:

@@ -8,7 +8,8 @@ A plug-in uses the decorators that the built-ins use::
         def __call__(self, probe): ...
 
 The decorator makes the class a frozen, strictly validated dataclass: its fields are its
-hyper-parameters, its YAML keys and, with its name and ``version``, its identity.
+hyper-parameters, its YAML keys and, with its name and ``version``, its identity. A class may name
+sets of them in ``presets``: ``preset: NAME`` then stands for these parameters, and is none itself.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated
 from typing_extensions import dataclass_transform
 
@@ -255,11 +257,89 @@ def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> An
     for key in params or {}:
         if not isinstance(key, str):
             raise UsageError(f"{kind[:-1]} {name!r} has no parameter {key!r}")
+    name, resolved = resolve(kind, name, dict(params or {}))
     try:
-        return find(kind, name)(**tuples(dict(params or {})))
+        return find(kind, name)(**resolved)
     except ValidationError as error:
         problems = [problem for _, problem in parameter_problems(kind, name, error)]
         raise UsageError("; ".join(problems)) from None
+
+
+def resolve(kind: str, name: str, params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and parameters, ``preset`` and ``reversed`` (which are none) carried out.
+
+    ``preset: NAME`` becomes the parameters that it stands for, beneath those that are given;
+    ``reversed: {l: 0.07, m: 0.1}`` makes a method the subject of the method ``reversed``.
+
+    Raises:
+        UsageError: if the entry is unknown, has no such preset, or ``reversed`` is no mapping.
+    """
+    cls = find(kind, name)
+    own = {field.name for field in fields(cls)}
+    params = {key: tuples(value) for key, value in params.items()}
+    if "preset" in params and "preset" not in own:
+        known: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
+        chosen = params.pop("preset")
+        if chosen not in known:
+            hint = suggestion(str(chosen), known) if known else "; it has none"
+            raise UsageError(f"{kind[:-1]} {name!r} has no preset {chosen!r}{hint}")
+        params = {**known[chosen], **params}
+    if kind == "methods" and "reversed" in params and "reversed" not in own:
+        shares = params.pop("reversed")
+        if not isinstance(shares, dict):
+            raise UsageError(
+                f"method {name!r}: reversed = {shares!r} must be a mapping, such as "
+                "{l: 0.07, m: 0.1}; {} takes these defaults"
+            )
+        return "reversed", {"of": {"name": name, **params}, **shares}
+    return name, params
+
+
+@dataclass(frozen=True)
+class Nested:
+    """An entry among another's hyper-parameters: plain data, hashable and picklable.
+
+    Args:
+        kind, name: as in the registry.
+        params: resolved, sorted.
+    """
+
+    kind: str
+    name: str
+    params: tuple[tuple[str, Any], ...]
+
+    def make(self) -> Any:
+        return make(self.kind, self.name, dict(self.params))
+
+    def plain(self) -> dict[str, Any]:
+        """As a suite would write it."""
+        params = {k: v.plain() if isinstance(v, Nested) else v for k, v in self.params}
+        return {"name": self.name, **params}
+
+
+def _nested(kind: str, value: Any) -> Nested:
+    if isinstance(value, Nested):
+        return value
+    params = {"name": value} if isinstance(value, str) else value
+    if not isinstance(params, dict) or not isinstance(params.get("name"), str):
+        raise ValueError(f"write the name of a {kind[:-1]}, or a mapping with a key 'name'")
+    params = dict(params)
+    try:
+        entry = make(kind, params.pop("name"), params)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return Nested(kind, entry.name, tuple(sorted(parameters(entry).items())))
+
+
+MethodName = Annotated[Nested, BeforeValidator(partial(_nested, "methods"))]
+"""A field that takes another method: its name, or a mapping of its name and hyper-parameters."""
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of a hyper-parameter that it does not know."""
+    if isinstance(value, Nested):
+        return value.plain()
+    raise TypeError(f"{value!r} is no hyper-parameter")
 
 
 def tuples(value: Any) -> Any:
@@ -303,7 +383,7 @@ def takes_a_list(cls: type, key: str) -> bool:
 
 
 def parameters(entry: Any) -> dict[str, Any]:
-    """Resolved hyper-parameters, as JSON can hold them."""
+    """Resolved hyper-parameters; :func:`plain` makes those JSON that are not."""
     return {field.name: getattr(entry, field.name) for field in fields(type(entry))}
 
 
@@ -317,25 +397,42 @@ def identity(entry: Any) -> dict[str, Any]:
     return {
         "name": entry.name,
         "version": getattr(entry, "version", 1),
-        "params": {key: value for key, value in parameters(entry).items() if key not in places},
+        "params": {
+            key: identity(value.make()) if isinstance(value, Nested) else value
+            for key, value in parameters(entry).items()
+            if key not in places
+        },
     }
 
 
 def changed_parameters(entry: Any) -> dict[str, Any]:
-    """The parameters that differ from their defaults."""
+    """The parameters that differ from their defaults, or ``preset`` and those that differ from it,
+    whichever says it in fewer words.
+    """
     declared = type(entry).__pydantic_fields__  # knows a default however it was written
-    return {
-        name: getattr(entry, name)
-        for name, field in declared.items()
-        if getattr(entry, name) != field.get_default(call_default_factory=True)
-    }
+    defaults = {key: f.get_default(call_default_factory=True) for key, f in declared.items()}
+
+    def beside(base: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: getattr(entry, key) for key in declared if getattr(entry, key) != base[key]}
+
+    shortest = beside(defaults)
+    for name, params in getattr(entry, "presets", {}).items():
+        differing = beside({**defaults, **tuples(params)})
+        if len(differing) < len(shortest):
+            shortest = {"preset": name, **differing}
+    return shortest
 
 
 def label(entry: Any) -> str:
-    """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``."""
+    """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``.
+
+    An entry among them is named without its key: ``reversed(grad_cam)``.
+    """
     name: str = entry.name
-    changed = ", ".join(f"{key}={value}" for key, value in changed_parameters(entry).items())
-    return f"{name}({changed})" if changed else name
+    nested = {key: v for key, v in parameters(entry).items() if isinstance(v, Nested)}
+    parts = [label(value.make()) for value in nested.values()]
+    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in nested]
+    return f"{name}({', '.join(parts)})" if parts else name
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:

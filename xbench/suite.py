@@ -142,7 +142,8 @@ class Suite:
 
         def plain(choice: Choice) -> dict[str, Any]:
             more = {"images": choice.images} if choice.kind == "datasets" else {}
-            return {"name": choice.name, "label": choice.label, **more, **dict(choice.params)}
+            written = registry.Nested(choice.kind, choice.name, choice.params).plain()
+            return {"label": choice.label, **more, **written}
 
         kinds = ("datasets", "models", "methods", "metrics")
         return {
@@ -158,7 +159,9 @@ class Suite:
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=registry.plain
+    )
 
 
 # --- where suites come from -----------------------------------------------------------------------
@@ -351,10 +354,15 @@ class _Reader:
         made = []
         for values in itertools.product(*axes):
             point = dict(zip(params, values, strict=True))
+            resolved = name
             try:
-                entry = cls(**registry.tuples(point))
+                resolved, point = registry.resolve(kind, name, point)
+                entry = registry.find(kind, resolved)(**point)
+            except UsageError as error:
+                self._problem(path, str(error))
+                return []
             except ValidationError as error:
-                for key, sentence in registry.parameter_problems(kind, name, error):
+                for key, sentence in registry.parameter_problems(kind, resolved, error):
                     self._problem((*path, key), sentence)
                 return []
             shown = registry.label(entry) if label is None else label
@@ -366,7 +374,7 @@ class _Reader:
                 )
                 return []
             params_of = tuple(sorted(registry.parameters(entry).items()))
-            made.append(Choice(kind, name, params_of, shown, images))
+            made.append(Choice(kind, entry.name, params_of, shown, images))
         return made
 
     def _common(self, params: dict[str, Any], key: str, kind: type, path: Any) -> Any:
