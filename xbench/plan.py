@@ -15,7 +15,7 @@ from . import noise, registry
 from .autograd import module_at
 from .errors import UsageError
 from .models.loading import describe_layers, weights_hash
-from .probe import Logits, Need, closure, cost, needs_of
+from .probe import Logits, Need, closure, cost, method_cost, needs_of
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
@@ -131,14 +131,14 @@ class Group:
         for cell in cells:
             by_method.setdefault(cell.method, []).append(_made(cell.metric))
         methods = {choice: _made(choice) for choice in by_method}
-        total = Outlay(cost(batch_needs(methods.values(), by_method.values()), self.sketch))
+        told = {c: m for c, m in methods.items() if method_cost(m, self.sketch) is not None}
+        asked = batch_needs(told.values(), by_method.values())
+        total = Outlay(cost(asked, self.sketch), len(methods) - len(told))
         for choice, metrics in by_method.items():
             total = total.plus(Outlay(cost(map_needs(metrics), self.sketch)))
-            own = getattr(methods[choice], "passes", None)
+            own = getattr(told.get(choice), "passes", None)
             if own is not None:
                 total = total.plus(Outlay(own(self.sketch)))
-            elif not hasattr(methods[choice], "needs"):
-                total = total.plus(Outlay(unknown=1))
         return total
 
 

@@ -105,13 +105,16 @@ def cost(needs: Iterable[Need[Any]], model: Model) -> Passes:
 def method_cost(method: Any, model: Model, beside: tuple[Need[Any], ...] = ()) -> Passes | None:
     """Passes per image of a method: its needs, beside others, and its own ``passes(model)``.
 
-    None where it declares neither.
+    None where it declares neither, or where that cannot be told for this model.
     """
     own = getattr(method, "passes", None)
     if own is None and not hasattr(method, "needs"):
         return None
-    total = cost(closure((*beside, *needs_of(method))), model)
-    return total if own is None else total.plus(own(model))
+    try:
+        total = cost(closure((*beside, *needs_of(method))), model)
+        return total if own is None else total.plus(own(model))
+    except Unsupported:
+        return None
 
 
 class Probe:
