@@ -25,7 +25,7 @@ from .autograd import prepared
 from .errors import BadImage, Unsupported
 from .models.loading import describe_layers, load_model, weights_hash
 from .plan import batch_needs, map_needs
-from .probe import Explanation, Logits, Probe, closure, cost, method_cost
+from .probe import Explanation, Logits, MapOf, Probe, closure, cost, method_cost, stops_early
 from .scoring import evaluated
 from .types import Batch, Model
 
@@ -189,7 +189,7 @@ def _check_passes(name: str, method: Any, probe: Probe) -> None:
     declared = method_cost(method, probe.model, beside=(Logits(),))
     if declared is None:  # the plan says "unknown"
         return
-    if getattr(method, "passes_bound", False):
+    if stops_early(closure([MapOf(method)])):
         within = all(spent <= bound for spent, bound in zip(probe.spent, declared, strict=True))
         assert within, f"{name} declares at most {declared} but spends {probe.spent}"
     else:
