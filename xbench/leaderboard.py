@@ -252,7 +252,7 @@ def _headings(board: Leaderboard, metrics: Sequence[str]) -> list[str]:
 def _footnotes(board: Leaderboard) -> list[str]:
     words = f"Ordered by the mean rank over {', '.join(board.ranked_by)}."
     if len(board.ranks) < len(board.methods):
-        words += " Below the line: control maps, which know nothing of the network."
+        words += " Below the line: control maps, which explain nothing."
     reasons: dict[str, list[str]] = {}
     for (method, metric), reason in board.marks.items():
         reasons.setdefault(reason, []).append(f"{method}/{metric}")

@@ -14,6 +14,7 @@ import gc
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def check_method(name: str, params: Mapping[str, Any] | None = None) -> None:
     """The contract of a method.
 
     Maps have the right shape, dtype and device and are finite; a batch of 8 equals eight batches of
-    1; the same seed gives the same bits; nothing is left behind; memory is flat over calls; the
+    1, and an image with NaN changes its own map alone; the same seed gives the same bits; nothing
+    is left behind; memory is flat over calls; the
     target matters unless the class declares ``class_agnostic``; it pickles, and its parameters make
     it again; an unsuitable network raises Unsupported; declared passes are counted passes.
 
@@ -178,6 +180,13 @@ def _check_maps(name: str, method: Any, model: Model, batch: Batch) -> None:
         worst = float((maps - single).abs().max() / maps.abs().max().clamp_min(1e-300))
         assert worst <= TOLERANCE, (
             f"{name}: a batch of 8 differs from 8 batches of 1 by {worst:.1e}"
+        )
+        images = batch.images.clone()
+        images[0, :, ::2] = torch.nan
+        holed = replace(batch, images=images)
+        broken = Probe(model, holed, needs=needs, target=probe.target, meter=meter)
+        assert torch.equal(explained(broken)[1:], maps[1:]), (
+            f"{name}: NaN in one image changes another image's map"
         )
         if not getattr(method, "class_agnostic", False):
             other = Probe(model, batch, target=(probe.target + 1) % 5, meter=meter)
