@@ -476,6 +476,8 @@ class Replay:
     def __call__(self, features: Tensor, images: Tensor) -> Tensor:
         """Logits (R, K) of feature maps (R, ...) in place of the output for images (R,)."""
         count = len(self._inputs)
+        if _channels_are_last(self.output):  # one layout, on which rounding depends
+            features = features.contiguous(memory_format=torch.channels_last)
 
         def again(module: nn.Module, records: list[Any] | None) -> Callable[..., Any]:
             if records is None:
@@ -589,4 +591,12 @@ def _each_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
 
 def _rows_of(value: Tensor, images: Tensor, count: int) -> Tensor:
     """The rows of these images, of a tensor with one row for each, or one for all."""
-    return value[images] if value.ndim and len(value) == count else value.clone()
+    if not value.ndim or len(value) != count:
+        return value.clone()
+    if _channels_are_last(value):
+        return value.movedim(1, -1)[images].movedim(-1, 1)  # indexing alone would lay them out anew
+    return value[images]
+
+
+def _channels_are_last(value: Tensor) -> bool:
+    return value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
