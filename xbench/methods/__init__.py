@@ -1,5 +1,5 @@
 """Attribution methods: each is one class whose body is its formula."""
 
-from . import cams, controls, gradients
+from . import cams, channels, controls, gradients, perturbation
 
-__all__ = ["cams", "controls", "gradients"]
+__all__ = ["cams", "channels", "controls", "gradients", "perturbation"]
