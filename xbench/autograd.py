@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .errors import Unsupported, UsageError
+from .types import Model
 
 _UNSEEN = "takes no part in the forward"
 _RECTIFIERS = {"ReluBackward0", "HardtanhBackward0"}
@@ -297,3 +299,124 @@ def last_feature_map(net: nn.Module, inputs: Tensor) -> str | None:
         for handle in handles:
             handle.remove()
     return found[-1] if found else None
+
+
+# --- facts about layers ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What the cost of a method depends on.
+
+    Args:
+        channels: of the layer's feature maps.
+        affine: whether the logits are an affine function of the layer's output, as behind average
+            pooling and a linear layer. A change of the output then moves a logit by exactly its
+            product with the gradient.
+    """
+
+    channels: int
+    affine: bool
+
+
+_AFFINE = {
+    *("torch::autograd::AccumulateGrad", "Clone", "ToCopy", "Add", "Sub", "Neg", "Sum", "Mean"),
+    *("AdaptiveAvgPool2D", "AvgPool2D", "ConstantPadNd", "Cat", "Stack"),
+    *("View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Expand"),
+    *("Squeeze", "Unsqueeze", "Select", "Slice", "Split", "SplitWithSizes", "Unbind"),
+}
+"""Nodes that are affine in all their inputs together."""
+
+_FACTORS = {"Mm": (0, 1), "Bmm": (0, 1), "Addmm": (1, 2), "Baddbmm": (1, 2), "Convolution": (0, 1)}
+"""Nodes that are affine as long as only one of these inputs depends on the layer.
+
+Elementwise products are not among them: ``x * (x > 0)`` is a ReLU whose graph does not show it.
+"""
+
+_known_facts: WeakKeyDictionary[nn.Module, dict[Any, LayerFacts | str]] = WeakKeyDictionary()
+
+
+def layer_facts(model: Model, layer: str) -> LayerFacts:
+    """Facts about a layer, a role or a module path, for images of the model's size.
+
+    A dry run on the meta device tells them, without a look at the weights, so that a plan's sketch
+    and the loaded network give the same answer. It is not counted, and done once for each network.
+
+    Raises:
+        Unsupported: if the model does not know the size of its images, if the network cannot run on
+            the meta device, or if the layer cannot be recorded.
+    """
+    if model.size is None:
+        raise Unsupported(
+            f"model {model.name!r} does not know the size of its images, on which this cost "
+            "depends; give it: Model(..., size=(height, width))"
+        )
+    path, shape = model.layer(layer), (1, len(model.mean), *model.size)
+    known = _known_facts.setdefault(model.net, {})
+    if (path, shape) not in known:
+        try:
+            known[path, shape] = _found_facts(model.net, path, shape)
+        except Unsupported as error:
+            known[path, shape] = str(error)  # the error itself would keep the network alive
+    found = known[path, shape]
+    if isinstance(found, str):
+        raise Unsupported(found)
+    return found
+
+
+def _found_facts(net: nn.Module, path: str, shape: tuple[int, ...]) -> LayerFacts:
+    state = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in (*net.named_parameters(), *net.named_buffers())
+    }
+    floating = [value.dtype for value in state.values() if value.is_floating_point()]
+    with (
+        torch.device("meta"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _uncounted(net),
+        recording(net, [path]) as (kept, refused),
+    ):
+        example = torch.empty(shape, dtype=floating[0] if floating else None)
+        try:
+            logits = torch.func.functional_call(net, state, (example,))
+        except Exception as error:  # whatever the network's own forward raises
+            raise Unsupported(
+                f"the network cannot run without its weights, which tells the cost of a layer "
+                f"({type(error).__name__}: {str(error)[:200]}); tensors that its forward uses must "
+                "be parameters or buffers"
+            ) from error
+    if path in refused:
+        raise Unsupported(f"layer {path!r} {refused[path]}")
+    output = kept[path]
+    return LayerFacts(output.shape[channel_axis(output)], _is_affine(logits))
+
+
+def channel_axis(output: Tensor) -> int:
+    """Where a layer's output has its channels: (N, C, h, w), or tokens (N, T, C)."""
+    return 1 if output.ndim == 4 else -1
+
+
+def _is_affine(output: Tensor) -> bool:
+    """Whether the graph behind a tensor holds nothing but affine steps."""
+    for node in _graph_nodes(output):
+        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        if name in _FACTORS:
+            inputs = [parent for parent, _ in node.next_functions]
+            if sum(inputs[at] is not None for at in _FACTORS[name]) > 1:
+                return False
+        elif name not in _AFFINE:
+            return False
+    return True
+
+
+@contextmanager
+def _uncounted(net: nn.Module) -> Iterator[None]:
+    """What runs inside does not show on the network's meters."""
+    owners = (getattr(hook, "__self__", None) for hook in net._forward_hooks.values())
+    meters = [(owner, dict(vars(owner))) for owner in owners if isinstance(owner, Meter)]
+    try:
+        yield
+    finally:
+        for meter, before in meters:
+            vars(meter).update(before)
