@@ -13,13 +13,13 @@ from torch import Tensor
 from xbench import registry
 from xbench.document import Document
 from xbench.engines import _restricted
-from xbench.errors import UsageError
-from xbench.plan import Cell, Plan, make_plan, select
+from xbench.errors import Unsupported, UsageError
+from xbench.plan import Cell, Outlay, Plan, make_plan, select
 from xbench.probe import LayerGradient, Need, Probe
 from xbench.runner import run_unit
 from xbench.store import Store
 from xbench.suite import load_suite
-from xbench.types import Network
+from xbench.types import Model, Network, Passes
 
 pytestmark = pytest.mark.usefixtures("plugin")
 
@@ -194,6 +194,7 @@ def test_a_whole_suite_spends_what_the_plan_says_and_less_than_its_cells_alone(
     assert outcome.status == 0
     assert passes["planned"] == {
         "forward": passes["forward"], "backward": passes["backward"], "methods_unknown": 0,
+        "is_bound": False,
     }  # fmt: skip
     alone = outcome.table[["forwards", "backwards"]].astype(int).sum() * 10
     assert 0 < passes["forward"] < alone["forwards"]
@@ -203,6 +204,18 @@ def test_a_whole_suite_spends_what_the_plan_says_and_less_than_its_cells_alone(
 def test_the_passes_of_a_method_that_declares_none_are_unknown() -> None:
     plan = plan_of(methods=["plug/ramp", "gradient"])
     assert plan.groups[0].outlay(plan.cells).unknown == 1
+
+
+def test_passes_that_cannot_be_told_for_a_model_are_unknown_and_the_others_are_planned() -> None:
+    group = plan_of(methods=["gradient", "grad_cam"]).groups[0]
+    known = group.outlay(group.cells)
+
+    def untold(self: Any, model: Model) -> Passes:
+        raise Unsupported("the layer cannot be recorded")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LayerGradient, "passes", untold)
+        assert group.outlay(group.cells) == Outlay(known.passes, unknown=1)
 
 
 def test_jobs_cover_every_missing_score_once_and_nothing_stored(

@@ -104,7 +104,7 @@ def test_a_run_in_pieces_equals_a_run_at_once_and_computes_nothing_twice(
 def test_what_is_stored_costs_nothing_again(run: Run) -> None:
     first, second = run(), run()
     assert second.run["passes"] == {
-        "planned": {"forward": 0, "backward": 0, "methods_unknown": 0},
+        "planned": {"forward": 0, "backward": 0, "methods_unknown": 0, "is_bound": False},
         "forward": 0, "backward": 0, "padding": 0, "retried": 0,
     }  # fmt: skip
     assert "all stored, nothing to do" in second.err

@@ -114,6 +114,11 @@ def test_a_method_that_is_not_finite_is_caught(value: float) -> None:
         check_method_of(lambda probe: gradient(probe) * value)
 
 
+def test_a_method_that_spreads_nan_is_caught() -> None:
+    with pytest.raises(AssertionError, match="NaN in one image changes another image's map"):
+        check_method_of(lambda probe: gradient(probe) + 0 * probe.inputs.sum())
+
+
 def test_a_method_of_another_dtype_is_caught() -> None:
     with pytest.raises(AssertionError, match=r"returns torch.float32, not the input's dtype"):
         check_method_of(lambda probe: gradient(probe).float())

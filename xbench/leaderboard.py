@@ -17,7 +17,7 @@ from rich.text import Text
 
 from . import registry
 from .plan import Group
-from .probe import method_cost
+from .probe import MapOf, closure, method_cost, stops_early
 from .suite import Choice
 from .tables import Results, to_csv, to_json
 
@@ -150,8 +150,10 @@ def _heading(group: Group, label: str) -> str:
 
 
 def _method_passes(group: Group, choice: Choice) -> str:
-    passes = method_cost(choice.make(), group.sketch)
-    return "?" if passes is None else f"{passes.forward}+{passes.backward}"
+    method = choice.make()
+    passes = method_cost(method, group.sketch)
+    bound = "<=" if stops_early(closure([MapOf(method)])) else ""
+    return "?" if passes is None else f"{bound}{passes.forward}+{passes.backward}"
 
 
 def render(results: Results, form: Format, width: int | None = None, colour: bool = False) -> str:
@@ -250,7 +252,7 @@ def _headings(board: Leaderboard, metrics: Sequence[str]) -> list[str]:
 def _footnotes(board: Leaderboard) -> list[str]:
     words = f"Ordered by the mean rank over {', '.join(board.ranked_by)}."
     if len(board.ranks) < len(board.methods):
-        words += " Below the line: control maps, which know nothing of the network."
+        words += " Below the line: control maps, which explain nothing."
     reasons: dict[str, list[str]] = {}
     for (method, metric), reason in board.marks.items():
         reasons.setdefault(reason, []).append(f"{method}/{metric}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from . import noise, registry
 from .autograd import module_at
 from .errors import UsageError
 from .models.loading import describe_layers, weights_hash
-from .probe import Logits, MapOf, Need, closure, cost, needs_of
+from .probe import Logits, MapOf, Need, closure, cost, method_cost, needs_of, stops_early
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
@@ -87,13 +87,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Outlay:
-    """Passes of a plan; ``unknown`` counts methods that do not declare theirs."""
+    """Passes of a plan.
+
+    Args:
+        passes: what is declared.
+        unknown: methods that do not declare theirs.
+        is_bound: whether some method may stop before it has spent its passes.
+    """
 
     passes: Passes = field(default_factory=Passes)
     unknown: int = 0
+    is_bound: bool = False
 
     def plus(self, other: Outlay) -> Outlay:
-        return Outlay(self.passes.plus(other.passes), self.unknown + other.unknown)
+        return Outlay(
+            self.passes.plus(other.passes),
+            self.unknown + other.unknown,
+            self.is_bound or other.is_bound,
+        )
 
 
 @dataclass(frozen=True)
@@ -131,11 +142,11 @@ class Group:
         for cell in cells:
             by_method.setdefault(cell.method, []).append(_made(cell.metric))
         methods = {choice: _made(choice) for choice in by_method}
-        total = Outlay(cost(batch_needs(methods.values(), by_method.values()), self.sketch))
-        for choice, metrics in by_method.items():
+        told = {c: m for c, m in methods.items() if method_cost(m, self.sketch) is not None}
+        asked = batch_needs(told.values(), by_method.values())
+        total = Outlay(cost(asked, self.sketch), len(methods) - len(told), stops_early(asked))
+        for metrics in by_method.values():
             total = total.plus(Outlay(cost(map_needs(metrics), self.sketch)))
-            if not MapOf(methods[choice]).is_priced:
-                total = total.plus(Outlay(unknown=1))
         return total
 
 
@@ -214,7 +225,7 @@ class Plan:
                 outlay = Outlay()
                 for cells, images in portions:
                     each = group.outlay(cells)
-                    outlay = outlay.plus(Outlay(each.passes.times(len(images)), each.unknown))
+                    outlay = outlay.plus(replace(each, passes=each.passes.times(len(images))))
                 yield job, outlay
 
     def shape(self) -> dict[str, Any]:

@@ -112,29 +112,36 @@ class MapOf(Need[Tensor]):
     def needs(self) -> tuple[Need[Any], ...]:
         return needs_of(self.method)
 
-    @property
-    def is_priced(self) -> bool:
-        """Whether the method, and any other that it is made from, says what it costs."""
-        inner = [need for need in self.needs if isinstance(need, MapOf)]
-        declared = hasattr(self.method, "needs") or hasattr(self.method, "passes")
-        return declared and all(need.is_priced for need in inner)
-
     def passes(self, model: Model) -> Passes:
-        """What the method spends beside its needs."""
+        """What the method spends beside its needs.
+
+        Raises:
+            Unsupported: if it declares neither needs nor passes.
+        """
         own = getattr(self.method, "passes", None)
+        if own is None and not hasattr(self.method, "needs"):
+            raise Unsupported(f"{self.method} does not say what it costs")
         return Passes() if own is None else cast(Passes, own(model))
 
     def compute(self, on: Probe) -> Tensor:
         return cast(Tensor, self.method(on))
 
 
+def stops_early(needs: Iterable[Need[Any]]) -> bool:
+    """Whether the cost of these needs is only a bound: some method ends on its own."""
+    methods = (need.method for need in needs if isinstance(need, MapOf))
+    return any(getattr(method, "passes_bound", False) for method in methods)
+
+
 def method_cost(method: Any, model: Model, beside: tuple[Need[Any], ...] = ()) -> Passes | None:
     """Passes per image of a method: its needs, beside others, and its own ``passes(model)``.
 
-    None where it declares neither.
+    None where it declares neither, or where that cannot be told for this model.
     """
-    wanted = MapOf(method)
-    return cost(closure((*beside, wanted)), model) if wanted.is_priced else None
+    try:
+        return cost(closure((*beside, MapOf(method))), model)
+    except Unsupported:
+        return None
 
 
 class Probe:

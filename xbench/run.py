@@ -140,7 +140,8 @@ def _write_run(
         "cells": dict(Counter(results.table["status"])),
         "rows": dict(rows),
         "passes": {
-            "planned": planned.passes._asdict() | {"methods_unknown": planned.unknown},
+            "planned": planned.passes._asdict()
+            | {"methods_unknown": planned.unknown, "is_bound": planned.is_bound},
             "forward": sum(report.passes.forward for report in reports),
             "backward": sum(report.passes.backward for report in reports),
             "padding": sum(report.padding for report in reports),
@@ -216,7 +217,10 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
 
 def _passes(outlay: Outlay) -> str:
     unknown = f" and those of {outlay.unknown} methods that declare none" if outlay.unknown else ""
-    return f"{outlay.passes.forward:,} forward + {outlay.passes.backward:,} backward{unknown}"
+    bound = "at most " if outlay.is_bound else ""
+    return (
+        f"{bound}{outlay.passes.forward:,} forward + {outlay.passes.backward:,} backward{unknown}"
+    )
 
 
 def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:

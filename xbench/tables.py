@@ -106,6 +106,7 @@ def collect(plan: Plan, store: Store) -> Results:
 def _row(group: Group, cell: Cell, rows: pd.DataFrame | None) -> dict[str, Any]:
     metric = cell.metric.make()
     alone = group.outlay([cell])
+    bound = "<=" if alone.is_bound else ""
     known = alone.unknown == 0
     row: dict[str, Any] = {
         "cell": cell.id,
@@ -116,8 +117,8 @@ def _row(group: Group, cell: Cell, rows: pd.DataFrame | None) -> dict[str, Any]:
         "metric": cell.metric.label,
         "metric_params": canonical(dict(cell.metric.params)),
         "better": metric.better,
-        "forwards": str(alone.passes.forward) if known else "unknown",
-        "backwards": str(alone.passes.backward) if known else "unknown",
+        "forwards": f"{bound}{alone.passes.forward}" if known else "unknown",
+        "backwards": f"{bound}{alone.passes.backward}" if known else "unknown",
     }
     return row | _summary(cell, rows, len(group.images))
 

@@ -14,6 +14,7 @@ import gc
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .autograd import prepared
 from .errors import BadImage, Unsupported
 from .models.loading import describe_layers, load_model, weights_hash
 from .plan import batch_needs, map_needs
-from .probe import Explanation, Logits, Probe, closure, cost, method_cost
+from .probe import Explanation, Logits, MapOf, Probe, closure, cost, method_cost, stops_early
 from .scoring import evaluated
 from .types import Batch, Model
 
@@ -134,7 +135,8 @@ def check_method(name: str, params: Mapping[str, Any] | None = None) -> None:
     """The contract of a method.
 
     Maps have the right shape, dtype and device and are finite; a batch of 8 equals eight batches of
-    1; the same seed gives the same bits; nothing is left behind; memory is flat over calls; the
+    1, and an image with NaN changes its own map alone; the same seed gives the same bits; nothing
+    is left behind; memory is flat over calls; the
     target matters unless the class declares ``class_agnostic``; it pickles, and its parameters make
     it again; an unsuitable network raises Unsupported; declared passes are counted passes.
 
@@ -179,6 +181,13 @@ def _check_maps(name: str, method: Any, model: Model, batch: Batch) -> None:
         assert worst <= TOLERANCE, (
             f"{name}: a batch of 8 differs from 8 batches of 1 by {worst:.1e}"
         )
+        images = batch.images.clone()
+        images[0, :, ::2] = torch.nan
+        holed = replace(batch, images=images)
+        broken = Probe(model, holed, needs=needs, target=probe.target, meter=meter)
+        assert torch.equal(explained(broken)[1:], maps[1:]), (
+            f"{name}: NaN in one image changes another image's map"
+        )
         if not getattr(method, "class_agnostic", False):
             other = Probe(model, batch, target=(probe.target + 1) % 5, meter=meter)
             changed = explained(other)
@@ -189,7 +198,7 @@ def _check_passes(name: str, method: Any, probe: Probe) -> None:
     declared = method_cost(method, probe.model, beside=(Logits(),))
     if declared is None:  # the plan says "unknown"
         return
-    if getattr(method, "passes_bound", False):
+    if stops_early(closure([MapOf(method)])):
         within = all(spent <= bound for spent, bound in zip(probe.spent, declared, strict=True))
         assert within, f"{name} declares at most {declared} but spends {probe.spent}"
     else:
