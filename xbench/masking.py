@@ -1,13 +1,13 @@
 """Masked images: keep some pixels, blend the rest into a baseline, read the target's probability.
 
-Every perturbation metric is a mask generator and a baseline behind one primitive,
-:func:`masked_probabilities`. Nearly all time of a run is spent in it. Masking commutes with
-normalisation, so it happens in the network's input space, for baselines named in pixel terms.
+Every perturbation metric or method is a mask generator and a baseline behind one primitive,
+:func:`masked_scores`. Nearly all time of a run is spent in it. Masking commutes with normalisation,
+so it happens in the network's input space, for baselines named in pixel terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -59,8 +59,42 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
+Read = Callable[[Tensor, Tensor], Tensor]
+"""What is kept of a row: logits (R, K) and the target of each row (R,) to (R, ...) float64."""
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""Rows (R, ...) and the image that each belongs to, (R,) int64, to their logits (R, K)."""
+
+
+def target_logit(logits: Tensor, target: Tensor) -> Tensor:
+    """(R,) logit of the target in float64."""
+    return logits.gather(1, target[:, None])[:, 0].double()
+
+
 def masked_probabilities(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Tensor:
-    """Target probability of each image under each mask, (N, S) float64.
+    """Target probability of each image under each mask, (N, S) float64: see masked_scores."""
+    return masked_scores(probe, masks, baseline)
+
+
+def masked_scores(
+    probe: Probe, masks: Iterable[Tensor], baseline: Tensor, *, read: Read = probability
+) -> Tensor:
+    """What the network says of each image under each mask, (N, S) or (N, S, ...) float64.
+
+    Args:
+        masks: yields (N, s, H, W), bool or in [0, 1], a few steps at a time; 1 keeps the pixel.
+            (1, s, H, W) are the same masks for all images.
+        baseline: (1 or N, 3, H, W) in network space, what masked pixels become.
+        read: the target's probability, or another reading of its logits.
+    """
+    rows = _masked_rows(probe, masks, baseline.expand(probe.rows, -1, -1, -1))
+    return row_scores(probe, rows, lambda images, _: probe.model.logits(images), read=read)
+
+
+def row_scores(
+    probe: Probe, rows: Iterable[Tensor], forward: Forward, *, read: Read = probability
+) -> Tensor:
+    """Readings of rows that are forwarded, step after step, one row for each image: (N, S, ...).
 
     The chunk that is forwarded has the probe's fixed shape; it is filled across images and steps,
     and nothing larger is ever held. Out of memory halves the chunk and goes on; the probe's
@@ -68,17 +102,17 @@ def masked_probabilities(probe: Probe, masks: Iterable[Tensor], baseline: Tensor
     forwarded: NaN.
 
     Args:
-        masks: yields (N, s, H, W), bool or in [0, 1], a few steps at a time; 1 keeps the pixel.
-        baseline: (1 or N, 3, H, W) in network space, what masked pixels become.
+        rows: yields (real, ...), a row for each of the probe's images without its filling.
+        forward: rows to logits.
+        read: what is kept of them.
     """
     # asked for before inference mode, inside which its clean pass could not be differentiated
     target = probe.target[: probe.real]
     with torch.inference_mode():
-        rows = _masked_rows(probe, masks, baseline.expand(probe.rows, -1, -1, -1))
-        found = torch.cat(list(_forward(probe, ((images, target) for images in rows))))
+        found = torch.cat(list(_scored(probe, rows, forward, lambda y, of: read(y, target[of]))))
     steps = found.shape[0] // probe.real
-    scores = found.new_full((probe.rows, steps), torch.nan)
-    scores[: probe.real] = found.view(steps, probe.real).T
+    scores = found.new_full((probe.rows, steps, *found.shape[1:]), torch.nan)
+    scores[: probe.real] = found.view(steps, probe.real, *found.shape[1:]).transpose(0, 1)
     return scores
 
 
@@ -91,45 +125,52 @@ def _masked_rows(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Ite
             yield torch.lerp(baseline, images, mask[:, None].to(images.dtype))
 
 
-def _forward(probe: Probe, pieces: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    """Probabilities of rows that arrive in any portions, forwarded in chunks of the fixed shape."""
-    images: Tensor | None = None
-    for more_images, more_target in pieces:
-        if images is None:
-            images, target = more_images, more_target
-        else:
-            images, target = torch.cat((images, more_images)), torch.cat((target, more_target))
-        while images.shape[0] >= probe.rows:
-            yield _chunk(probe, images[: probe.rows], target[: probe.rows])
-            images, target = images[probe.rows :], target[probe.rows :]
-        if not images.shape[0]:
-            images = None
-    if images is not None:
-        yield _chunk(probe, images, target)
+def _scored(
+    probe: Probe, steps: Iterable[Tensor], forward: Forward, read: Read
+) -> Iterator[Tensor]:
+    """Readings of rows that arrive a step at a time, forwarded in chunks of the fixed shape."""
+    waiting: list[tuple[Tensor, Tensor]] = []
+    images = torch.arange(probe.real, device=probe.inputs.device)
+    count = 0
+    for rows in steps:
+        waiting.append((rows, images))
+        count += probe.real
+        if count < probe.rows:
+            continue
+        pieces, waiting = waiting, []
+        rows, of = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))
+        yield _chunk(probe, rows[: probe.rows], of[: probe.rows], forward, read)
+        count -= probe.rows
+        if count:
+            waiting = [(rows[probe.rows :], of[probe.rows :])]
+    if waiting:
+        rows, of = map(torch.cat, zip(*waiting, strict=True))
+        yield _chunk(probe, rows, of, forward, read)
 
 
-def _chunk(probe: Probe, images: Tensor, target: Tensor) -> Tensor:
-    """Probabilities (rows,) of one chunk, padded with zeros up to the fixed shape."""
-    real = images.shape[0]
+def _chunk(probe: Probe, rows: Tensor, of: Tensor, forward: Forward, read: Read) -> Tensor:
+    """Readings (R, ...) of one chunk, padded with zeros up to the fixed shape."""
     size = probe.chunk
     found = []
-    while real:
-        part = images[:size]
-        rows = part.shape[0]
-        lack = size - rows
-        padded = torch.cat((part, part.new_zeros(lack, *part.shape[1:]))) if lack else part
+    while len(rows):
+        part = rows[:size]
+        real = len(part)
         try:
-            with probe.meter.padded(rows, size):
-                logits = probe.model.logits(padded)
+            with probe.meter.padded(real, size):
+                logits = forward(_padded(part, size), _padded(of[:size], size))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
             size = probe.halve_chunk()
             continue
-        found.append(probability(logits[:rows], target[:rows]))
-        images, target = images[rows:], target[rows:]
-        real -= rows
+        found.append(read(logits[:real], of[:real]))
+        rows, of = rows[real:], of[real:]
     return torch.cat(found)
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    lack = size - len(rows)
+    return torch.cat((rows, rows.new_zeros(lack, *rows.shape[1:]))) if lack else rows
 
 
 # --- needs ----------------------------------------------------------------------------------------

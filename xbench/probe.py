@@ -352,28 +352,38 @@ class Clean:
 
 @dataclass(frozen=True)
 class CleanPass(Need[Clean]):
-    """One forward, and at most one backward towards the image and all wanted layers at once."""
+    """One forward, and at most one backward towards the image and all wanted layers at once.
+
+    Args:
+        image: whether the gradient towards the image is wanted.
+        layers: recorded, with their gradients.
+        seen: further layers, recorded without.
+    """
 
     image: bool = False
     layers: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
 
     @staticmethod
     def covering(needs: Iterable[CleanNeed[Any]], model: Model) -> CleanPass:
         needs = tuple(needs)
         layers = {model.layer(need.layer) for need in needs if isinstance(need, LayerGradient)}
-        return CleanPass(any(isinstance(n, ImageGradient) for n in needs), tuple(sorted(layers)))
+        seen = {model.layer(need.layer) for need in needs if isinstance(need, LayerActivation)}
+        image = any(isinstance(need, ImageGradient) for need in needs)
+        return CleanPass(image, tuple(sorted(layers)), tuple(sorted(seen - layers)))
 
     def compute(self, on: Probe) -> Clean:
         differentiate = self.image or bool(self.layers)
         inputs = on.inputs.detach().requires_grad_(self.image)
         with (
             torch.set_grad_enabled(differentiate),
-            recording(on.model.net, self.layers) as (kept, refused),
+            recording(on.model.net, (*self.layers, *self.seen)) as (kept, refused),
         ):
             logits = on.model.logits(inputs)
             if not differentiate:
-                return Clean(logits, None, {}, {}, {})
-            wrt = ([inputs] if self.image else []) + list(kept.values())
+                return Clean(logits, None, kept, {}, refused)
+            layers = [path for path in kept if path in self.layers]
+            wrt = ([inputs] if self.image else []) + [kept[path] for path in layers]
             target = on.target_among(logits.detach())
             found = list(class_gradient(logits, target, wrt)) if wrt else []
         image_gradient = found.pop(0) if self.image else None
@@ -381,7 +391,7 @@ class CleanPass(Need[Clean]):
             logits.detach(),
             image_gradient,
             {path: activation.detach() for path, activation in kept.items()},
-            dict(zip(kept, found, strict=True)),
+            dict(zip(layers, found, strict=True)),
             refused,
         )
 
@@ -427,6 +437,39 @@ class ImageGradient(CleanNeed[Tensor]):
 
 
 @dataclass(frozen=True)
+class LayerActivation(CleanNeed[Tensor]):
+    """Activation of a layer, (N, C, h, w)."""
+
+    layer: str = "last_conv"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(1, 0)
+
+    def compute(self, on: Probe) -> Tensor:
+        return _feature_maps(self.found(on), on.model.layer(self.layer))
+
+
+def _feature_maps(clean: Clean, path: str) -> Tensor:
+    if path in clean.refused:
+        raise Unsupported(f"layer {path!r} {clean.refused[path]}")
+    activation = clean.activations[path]
+    if activation.ndim != 4:
+        raise Unsupported(
+            f"layer {path!r} returns {activation.ndim - 1} axes per image; feature maps have "
+            "3 (channels, height, width)"
+        )
+    return activation
+
+
+@dataclass(frozen=True)
 class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
     """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w)."""
 
@@ -445,12 +488,4 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
 
     def compute(self, on: Probe) -> tuple[Tensor, Tensor]:
         clean, path = self.found(on), on.model.layer(self.layer)
-        if path in clean.refused:
-            raise Unsupported(f"layer {path!r} {clean.refused[path]}")
-        activation, gradient = clean.activations[path], clean.gradients[path]
-        if activation.ndim != 4:
-            raise Unsupported(
-                f"layer {path!r} returns {activation.ndim - 1} axes per image; feature maps have "
-                "3 (channels, height, width)"
-            )
-        return activation, gradient
+        return _feature_maps(clean, path), clean.gradients[path]
