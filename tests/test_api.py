@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_contract import CHEAP
 from torch import Tensor, nn
 
 import xbench
@@ -52,8 +53,9 @@ def probe_of(net: nn.Module, meter: Any, **how: Any) -> Probe:
 @pytest.mark.parametrize("name", METHODS)
 def test_attribute_is_the_methods_map_of_a_probe(name: str, target: Tensor | None) -> None:
     net = toy_network()
-    found = attribute(net, IMAGES, name, target=target, masks=MASKS, keys=KEYS, seed=3, **NORM)
-    method = registry.make("methods", name)
+    how = {**NORM, **CHEAP.get(name, {})}
+    found = attribute(net, IMAGES, name, target=target, masks=MASKS, keys=KEYS, seed=3, **how)
+    method = registry.make("methods", name, CHEAP.get(name))
     with prepared(net) as meter:
         probe = probe_of(net, meter, target=target, seed=3, needs=batch_needs([method], []))
         assert torch.equal(found, probe.explain(method).raw)
@@ -132,8 +134,9 @@ def test_the_package_offers_the_functions_by_name() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("name", METHODS)
 def test_in_float64_maps_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
-    whole = attribute(toy_network(), IMAGES, name, masks=MASKS, **NORM)
-    found = attribute(toy_network(), IMAGES, name, masks=MASKS, batch_size=size, **NORM)
+    how = {**NORM, **CHEAP.get(name, {})}
+    whole = attribute(toy_network(), IMAGES, name, masks=MASKS, **how)
+    found = attribute(toy_network(), IMAGES, name, masks=MASKS, batch_size=size, **how)
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-10)
 
 
@@ -225,9 +228,10 @@ def test_the_network_is_left_as_it_was_found(name: str) -> None:
     net = Careless().train()
     net[0].bias.requires_grad_(False)  # type: ignore[union-attr]
     before, images, state = facts(net), IMAGES.clone(), torch.random.get_rng_state()
-    maps = attribute(net, IMAGES, name, masks=MASKS)
+    cheap = CHEAP.get(name, {})
+    maps = attribute(net, IMAGES, name, masks=MASKS, **cheap)
     score(net, IMAGES, maps, "insertion", steps=3)
-    evaluate(net, IMAGES, [name], ["rcap"], masks=MASKS)
+    evaluate(net, IMAGES, [{"name": name, **cheap}], ["rcap"], masks=MASKS)
     assert facts(net) == before
     assert torch.equal(IMAGES, images)
     assert torch.equal(torch.random.get_rng_state(), state)

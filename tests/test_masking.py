@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,9 @@ from xbench.masking import (
     baseline_image,
     gaussian_blur,
     masked_probabilities,
+    masked_scores,
+    row_scores,
+    target_logit,
 )
 from xbench.models.loading import load_model
 from xbench.probe import Explanation, Logits, Need, Probe, probability
@@ -182,6 +186,99 @@ def test_every_forward_has_the_fixed_shape() -> None:
         filled = torch.cat((MASKS, MASKS[-1:].expand(3, -1, -1, -1)))
         masked_probabilities(probe, [filled], black(probe))
     assert shapes == [7] * (1 + math.ceil(4 * STEPS / 7))
+
+
+@pytest.mark.parametrize(("count", "rows"), [(4, 4), (3, 7), (1, 8), (2, 8)])
+@pytest.mark.parametrize("portion", [1, 2, 5])
+def test_chunks_are_filled_across_images_and_steps(count: int, rows: int, portion: int) -> None:
+    calls = []
+    model = toy_model()
+    with probing(count, model, rows=rows) as (probe, _):
+        model.net.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+        masked_probabilities(probe, MASKS[:1].split(portion, dim=1), black(probe))
+    assert calls == [rows] * math.ceil(count * STEPS / rows)
+
+
+def test_masks_without_an_axis_of_images_are_the_same_for_all() -> None:
+    with probing(rows=6) as (probe, _):
+        shared = masked_probabilities(probe, MASKS[:1].split(2, dim=1), black(probe))
+        each = MASKS[:1].expand(6, -1, -1, -1)
+        assert torch.equal(shared[:4], masked_probabilities(probe, [each], black(probe))[:4])
+
+
+def test_the_logit_or_several_numbers_can_be_read() -> None:
+    with probing(rows=6) as (probe, _):
+        masks = torch.cat((MASKS, MASKS[:2]))
+        chance = masked_probabilities(probe, [masks], black(probe))
+        logit = masked_scores(probe, [masks], black(probe), read=target_logit)
+        whole = masked_scores(
+            probe, [masks], black(probe), read=lambda logits, target: logits.double()
+        )
+    assert whole.shape == (6, STEPS, 5)
+    assert whole[4:].isnan().all()
+    chosen = probe.target[:4, None, None].expand(-1, STEPS, 1)
+    assert torch.equal(whole[:4].gather(2, chosen)[..., 0], logit[:4])
+    assert torch.equal(whole[:4].softmax(2).gather(2, chosen)[..., 0], chance[:4])
+
+
+def test_an_image_with_nan_spoils_its_own_scores_alone() -> None:
+    batch = toy_batch(4)
+    batch.images[1] = torch.nan
+    target = torch.tensor([0, 1, 2, 3])
+    with probing(target=target, rows=7) as (whole, _):
+        expected = masked_probabilities(whole, [MASKS], black(whole))
+    with prepared(toy_model().net):
+        probe = Probe(toy_model(), batch, target=target, rows=7)
+        found = masked_probabilities(probe, [MASKS], black(probe))
+    assert found[1].isnan().all()
+    kept = [0, 2, 3]
+    assert torch.equal(found[kept], expected[kept])
+
+
+@pytest.mark.parametrize(("rows", "most"), [(4, 9), (7, 9), (7, 3), (8, 1)])
+def test_rows_of_any_kind_reach_their_forward_with_their_images(rows: int, most: int) -> None:
+    """Rows of three numbers, the last chunk filled up, and memory that runs out."""
+    steps = torch.rand(STEPS, 4, 3, generator=GENERATOR, dtype=torch.float64)
+    weight = torch.rand(3, 5, generator=GENERATOR, dtype=torch.float64)
+    seen: list[int] = []
+
+    def forward(given: Tensor, images: Tensor) -> Tensor:
+        if len(given) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+        assert given.shape == (len(images), 3)
+        seen.append(len(given))
+        return given @ weight + images[:, None]
+
+    with probing(rows=rows) as (probe, _):
+        found = row_scores(probe, steps, forward, read=target_logit)
+        expected = steps @ weight + torch.arange(4)[:, None]  # (steps, images, classes)
+        target = probe.target[:4].expand(STEPS, -1)[..., None]
+        torch.testing.assert_close(found[:4], expected.gather(2, target)[..., 0].T)
+        assert set(seen) == {probe.chunk}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_memory_does_not_grow_with_the_number_of_steps(count: int) -> None:
+    """Of masks and of images that are forwarded, only those of a chunk are alive at any time."""
+    masks: list[weakref.ref[Tensor]] = []
+    images: list[weakref.ref[Tensor]] = []
+    held: list[int] = []
+
+    def drawn() -> Iterator[Tensor]:
+        for _ in range(40):
+            mask = torch.rand(1, 1, SIDE, SIDE, dtype=torch.float64)
+            masks.append(weakref.ref(mask))
+            held.append(sum(ref() is not None for ref in (*masks, *images)))
+            yield mask
+
+    model = toy_model()
+    with probing(count, model, rows=4) as (probe, _):
+        baseline = black(probe)
+        model.net.register_forward_pre_hook(lambda _, args: images.append(weakref.ref(args[0])))
+        masked_probabilities(probe, drawn(), baseline)
+    assert len(masks) == 40
+    assert len(images) == 10 * count
+    assert max(held) <= 4
 
 
 # --- memory that runs out -------------------------------------------------------------------------
