@@ -17,6 +17,7 @@ from xbench.autograd import (
     LayerFacts,
     Meter,
     Replay,
+    bias_terms,
     class_gradient,
     guided_relu,
     last_feature_map,
@@ -633,6 +634,155 @@ def test_a_network_with_tensors_beside_its_weights_is_told_what_to_do() -> None:
 
     with pytest.raises(Unsupported, match="must be parameters or buffers"):
         layer_facts(model_of(Loose()), "net.3")
+
+
+# --- bias terms -----------------------------------------------------------------------------------
+
+
+def with_own_statistics(net: nn.Module) -> nn.Module:
+    """Batch normalisations that do something, as after training."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            if module.affine:
+                module.weight.data.uniform_(0.5, 2, generator=generator)
+                module.bias.data.normal_(generator=generator)
+    return net.double().eval()
+
+
+def small(*layers: nn.Module) -> nn.Module:
+    """Layers between the toy network's first convolution and a classifier of 8 channels."""
+    head = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 9), nn.ReLU(), nn.Linear(9, 5))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in (*layers, *head):
+            for part in module.modules():
+                if hasattr(part, "reset_parameters"):
+                    part.reset_parameters()
+    return nn.Sequential(toy_network()[0], nn.ReLU(), *layers, *head)
+
+
+class Twice(nn.Module):
+    """One convolution in two places, and a step in place that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu_(self.conv(functional.relu_(self.conv(x)) + x))
+
+
+class Residual(InPlace):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.conv1(images))
+        x = self.relu(self.inner(x) + x)
+        return self.linear(self.relu(self.norm(self.conv2(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+PIECEWISE_LINEAR = {
+    "toy": toy_network(),
+    "residual": Residual(),
+    "pooled": small(nn.Conv2d(6, 8, 3), nn.LeakyReLU(), nn.MaxPool2d(2)),
+    "normalised": small(
+        nn.Conv2d(6, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8, affine=False), nn.ReLU(),
+    ),
+    "twice": small(Twice(), nn.Conv2d(6, 8, 1)),
+    "grown": small(nn.ConvTranspose2d(6, 8, 3, stride=2), nn.ReLU()),
+    "in vectors": nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5)
+    ),
+    "without biases": LinearNetwork(torch.randn(5, 3 * SIDE * SIDE)),
+}  # fmt: skip
+
+
+def decomposed(net: nn.Module) -> tuple[Tensor, Tensor]:
+    """The target's logit, and the sum of input x gradient and all bias terms, per image."""
+    terms: list[Tensor] = []
+    with prepared(net), bias_terms(net, terms.append):
+        logits, gradient = input_gradient(net)
+    parts = [IMAGES * gradient, *terms]
+    return logits.gather(1, TARGET[:, None])[:, 0], sum(part.flatten(1).sum(1) for part in parts)
+
+
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_bias_terms_and_input_times_gradient_add_up_to_the_logit(name: str) -> None:
+    """Completeness (Srinivas and Fleuret 2019, proposition 1)."""
+    logit, total = decomposed(with_own_statistics(PIECEWISE_LINEAR[name]))
+    torch.testing.assert_close(total, logit, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("curved", [nn.Tanh(), nn.SiLU(), nn.GroupNorm(2, 6)])
+def test_what_is_not_piecewise_linear_has_biases_of_its_own(curved: nn.Module) -> None:
+    net = with_own_statistics(small(curved, nn.Conv2d(6, 8, 3)))
+    logit, total = decomposed(net)
+    assert (total - logit).abs().min() > 1e-6
+
+
+def test_bias_terms_have_their_channels_second() -> None:
+    shapes = []
+    net = nn.Sequential(nn.Conv2d(3, 6, 2, 2), nn.Flatten(2), Transposed(), nn.Linear(6, 7),
+                        Transposed(), nn.Flatten(), nn.Linear(7 * 64, 5)).double()  # fmt: skip
+    with bias_terms(net, lambda term: shapes.append(tuple(term.shape))):
+        input_gradient(net)
+    assert shapes == [(4, 5), (4, 7, 64), (4, 6, 8, 8)]  # as the backward meets them
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
+def test_only_one_bias_term_is_alive_at_a_time() -> None:
+    net = with_own_statistics(PIECEWISE_LINEAR["normalised"])
+    terms: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def receive(term: Tensor) -> None:
+        alive.append(sum(reference() is not None for reference in terms))
+        terms.append(weakref.ref(term))
+
+    with prepared(net), bias_terms(net, receive):
+        input_gradient(net)
+    assert len(terms) == 6
+    assert not any(alive)
+
+
+def test_without_a_backward_there_are_no_bias_terms_and_no_hooks_stay() -> None:
+    terms: list[Tensor] = []
+    net = toy_network()
+    before = facts(net)
+    with bias_terms(net, terms.append), torch.no_grad():
+        net(IMAGES)
+    with pytest.raises(RuntimeError), bias_terms(net, terms.append):
+        raise RuntimeError
+    input_gradient(net)
+    assert not terms
+    assert facts(net) == before
+
+
+def test_a_batch_normalisation_that_does_more_is_refused() -> None:
+    class Activated(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    net = small(nn.Conv2d(6, 8, 3), Activated(8))
+    before = facts(net)
+    with (
+        pytest.raises(
+            Unsupported, match="implicit bias of '3' cannot be read: Activated does more"
+        ),
+        bias_terms(net, print),
+    ):
+        pass
+    assert facts(net) == before
 
 
 # --- what follows a layer -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor
 from xbench.maps import (
     channel_sum,
     is_constant,
+    levelled,
     quantile,
     ranks,
     unit_range,
@@ -53,6 +54,19 @@ def test_unit_range_does_not_notice_the_scale(scale: float) -> None:
     torch.testing.assert_close(unit_range(MAPS * scale), unit_range(MAPS))
 
 
+def test_an_epsilon_shrinks_the_unit_range_by_its_share() -> None:
+    for raw, scaled in zip(MAPS, unit_range(MAPS, 0.5), strict=True):
+        torch.testing.assert_close(scaled, (raw - raw.min()) / (raw.max() - raw.min() + 0.5))
+    assert not unit_range(CONSTANTS, 0.5).any()
+
+
+def test_a_map_with_nan_has_no_unit_range_and_its_neighbours_keep_theirs() -> None:
+    broken = MAPS.clone()
+    broken[1, 2, 3] = torch.nan
+    assert unit_range(broken)[1].isnan().all()
+    assert torch.equal(unit_range(broken)[2:], unit_range(MAPS)[2:])
+
+
 def test_unit_range_of_binary_maps_is_themselves() -> None:
     binary = (MAPS > 0).double()
     assert torch.equal(unit_range(binary), binary)
@@ -82,6 +96,26 @@ def test_feature_maps_are_added_with_their_weights() -> None:
     weight = torch.tensor([[2.0, -1.0]])
     activation = torch.tensor([[[[1.0, 2.0]], [[10.0, 20.0]]]])
     assert weighted_sum(weight, activation).tolist() == [[[-8, -16]]]
+
+
+@pytest.mark.parametrize("side", [1, 3, 7, 8, 14])
+def test_a_sum_of_constant_feature_maps_is_exactly_constant(side: int) -> None:
+    weight = torch.randn(3, 512, generator=GENERATOR)
+    one = torch.rand(3, 512, 1, 1, generator=GENERATOR)
+    total = weighted_sum(weight, one.expand(-1, -1, side, side).contiguous())
+    assert is_constant(total).all()
+    torch.testing.assert_close(total[:, 0, 0], (weight * one[:, :, 0, 0]).sum(1))
+
+
+def test_other_sums_are_left_as_they_are() -> None:
+    features = torch.rand(4, 5, 3, 3, generator=GENERATOR)
+    features[0] = features[0, :, :1, :1]  # constant
+    features[1, :4] = 2  # constant but for the last channel
+    features[2] = torch.nan
+    total = torch.rand(4, 3, 3, generator=GENERATOR)
+    found = levelled(total, features)
+    assert torch.equal(found[1:], total[1:])
+    assert (found[0] == total[0, 0, 0]).all()
 
 
 @pytest.mark.parametrize("side", [1, 3, 4])

@@ -152,16 +152,14 @@ def test_more_images_than_there_are_is_an_error() -> None:
 
 
 def everything() -> tuple[list[Any], list[str]]:
-    methods: list[Any] = [
-        *(name for name, entry in registry.entries("methods").items()
-          if entry.origin.startswith("xbench.") and "samples" not in
-          {field.name for field in registry.fields(entry.load())}),
-    ]  # fmt: skip
-    sampled = [
-        {"name": name, "samples": 3}
+    """Built-in methods that spend what they declare, and a plug-in's; all built-in metrics."""
+    own = {
+        name: {field.name for field in registry.fields(entry.load())}
         for name, entry in registry.entries("methods").items()
-        if entry.origin.startswith("xbench.") and name not in methods
-    ]
+        if entry.origin.startswith("xbench.") and not hasattr(entry.load(), "passes_bound")
+    }
+    methods: list[Any] = [name for name, fields in own.items() if "samples" not in fields]
+    sampled = [{"name": name, "samples": 3} for name in own if name not in methods]
     metrics = [
         name
         for name, entry in registry.entries("metrics").items()
@@ -183,6 +181,22 @@ def test_every_cell_spends_alone_what_the_plan_says_of_it(tmp_path: Path) -> Non
         words = f"{cell.method.label} x {cell.metric.label}"
         assert report.passes == planned.passes.times(10), words
         assert set(report.rows) <= {"ok", "degenerate"}, words
+
+
+def test_a_method_that_stops_by_itself_spends_at_most_what_the_plan_says(tmp_path: Path) -> None:
+    plan = plan_of(
+        models=[{"name": "plug/tiny", "seed": 2}],
+        methods=[{"name": "opti_cam", "learning_rate": 0.3}],
+        metrics=["average_drop"],
+        run={"slice": 10},
+    )
+    ((job, outlay),) = plan.jobs(Store(tmp_path))
+    report = run_unit(job)
+    assert outlay.is_bound
+    # the clean image, the iterations, and the metric's masked image
+    assert outlay.passes == Passes(1 + 50 + 1, 50).times(10)
+    assert report.passes.forward < outlay.passes.forward
+    assert report.passes.backward < outlay.passes.backward
 
 
 def test_a_whole_suite_spends_what_the_plan_says_and_less_than_its_cells_alone(

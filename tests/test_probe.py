@@ -23,12 +23,14 @@ from xbench.probe import (
     ImageGradient,
     LayerGradient,
     Logits,
+    MapOf,
     Need,
     Probe,
     closure,
     cost,
     needs_of,
     probability,
+    stops_early,
 )
 from xbench.sweeps import GuidedGradient, NoisyGradients
 from xbench.testing import toy_batch, toy_model
@@ -120,6 +122,9 @@ def test_a_method_spends_what_it_costs_also_with_a_partially_filled_batch(
         assert probe.probability.isfinite().all()
         probe.explain(method)
         declared = cost(batch_needs([method], []), probe.model)
+        if stops_early([MapOf(method)]):
+            assert probe.spent.together(declared) == declared  # it is only a bound
+            declared = probe.spent
         assert probe.spent == declared
         assert (meter.forward, meter.backward) == (4 * declared.forward, 4 * declared.backward)
         # chunks that are filled across images and steps take less
@@ -374,6 +379,39 @@ def test_noise_belongs_to_the_images_key_seed_purpose_and_draw() -> None:
     renamed = replace(batch, keys=tuple("abcd"))
     with probing(renamed) as (probe, _):
         assert (probe.normal("a", 0) != noise).any()
+
+
+# --- at other inputs ------------------------------------------------------------------------------
+
+
+def test_a_probe_at_other_inputs_asks_about_the_same_classes() -> None:
+    with probing() as (probe, _):
+        moved = -30 * probe.inputs.abs()
+        other = probe.at(moved)
+        assert torch.equal(other[Logits()], probe.model.logits(moved))
+        assert not torch.equal(other[Logits()].argmax(1), probe.target)  # else it shows nothing
+        assert torch.equal(other.target, probe.target)
+        assert torch.equal(other[ImageGradient()], probe.input_gradient(moved))
+        assert torch.equal(other.probability, probability(other[Logits()], probe.target))
+        assert torch.equal(other.normal("a", 0), probe.normal("a", 0))
+
+
+def test_a_probe_at_other_inputs_keeps_the_clean_values() -> None:
+    with probing() as (probe, _):
+        clean = probe[LayerGradient()]
+        other = probe.at(probe.inputs * 2)
+        assert not torch.equal(other[LayerGradient()][0], clean[0])
+        assert probe[LayerGradient()] is clean
+        assert probe[Logits()].equal(probe.model.logits(probe.inputs))
+
+
+def test_what_is_asked_at_other_inputs_is_answered_together_and_counted() -> None:
+    with probing(rows=6) as (probe, _):
+        assert probe.target.shape == (6,)
+        other = probe.at(probe.inputs * 2, ImageGradient(), LayerGradient())
+        for need in (Logits(), ImageGradient(), LayerGradient()):
+            other[need]
+        assert probe.spent == Passes(2, 1)
 
 
 # --- explanations ---------------------------------------------------------------------------------

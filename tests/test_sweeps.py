@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xbench.autograd import prepared
 from xbench.errors import Unsupported
-from xbench.probe import ImageGradient, Probe
-from xbench.sweeps import GuidedGradient, Moments, NoisyGradients
+from xbench.probe import ImageGradient, LayerGradient, Probe
+from xbench.sweeps import GuidedGradient, Moments, NoisyGradients, NoisyLayerGradients
 from xbench.testing import LinearNetwork, toy_batch, toy_model
 from xbench.types import Model
 
@@ -146,3 +147,44 @@ def test_the_guided_gradient_of_a_network_without_relu_is_the_plain_one() -> Non
         with pytest.raises(Unsupported, match="allow_no_relu: true accepts that"):
             probe[GuidedGradient()]
         assert torch.equal(probe[GuidedGradient(allow_no_relu=True)], probe[ImageGradient()])
+
+
+def test_noisy_gradients_of_the_first_layer_are_those_of_the_input() -> None:
+    """Hence the noise is the same."""
+    model = toy_model()
+    net = nn.Sequential(nn.Identity(), *model.net.children())
+    with prepared(net):
+        probe = Probe(Model("same", net, model.mean, model.std), toy_batch(3))
+        first, second, _ = probe[NoisyLayerGradients("0", 0.2, 5)]
+        expected = probe[NoisyGradients(0.2, 5)]
+    torch.testing.assert_close(first, expected.mean)
+    torch.testing.assert_close(second, expected.mean_square)
+
+
+def test_powers_of_noisy_layer_gradients_are_averaged_in_float64() -> None:
+    model, batch = toy_model(), toy_batch(3)
+    model.net.get_submodule("6").get_parameter("weight").mul_(1e-15)  # its cube is no float32
+    model.net.float()
+    probe = Probe(model, replace(batch, images=batch.images.float()))
+    with prepared(model.net):
+        assert probe[LayerGradient("1")][1].dtype == torch.float32
+        first, second, third = probe[NoisyLayerGradients("1", 0.2, 1)]
+    assert third.any()
+    torch.testing.assert_close(second, first.square(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(third, first**3, rtol=1e-12, atol=0)
+
+
+def test_memory_does_not_grow_with_the_samples_of_a_layer() -> None:
+    counts = []
+
+    class Watched(Probe):
+        def normal(self, purpose: str, draw: int) -> Tensor:
+            gc.collect()
+            counts.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
+            return super().normal(purpose, draw)
+
+    model = toy_model()
+    with prepared(model.net):
+        Watched(model, toy_batch(2))[NoisyLayerGradients("1", 0.1, 8)]
+    assert len(counts) == 8
+    assert len(set(counts[2:])) == 1

@@ -255,6 +255,69 @@ def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
             handle.remove()
 
 
+@contextmanager
+def bias_terms(net: nn.Module, receive: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hands over bias times gradient, layer by layer, while a backward runs inside.
+
+    A term (N, C, ...) has its channels second, also where a linear layer has them last. It is
+    computed inside the backward, and only one is alive at a time unless ``receive`` keeps it. A
+    layer that is called several times gives a term for each call. Biases are those of convolutions,
+    linear layers, and of batch normalisation in evaluation mode, whose implicit bias is
+    beta - gamma mean / sqrt(variance + eps).
+
+    Raises:
+        Unsupported: if a batch normalisation does more in its forward than normalise, so that the
+            gradient at its output is not that of its bias.
+    """
+
+    def hook_for(module: nn.Module) -> Any:
+        bias = _bias(module)
+
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if bias is None or not output.requires_grad:
+                return
+
+            def hand_over(gradient: Tensor) -> None:
+                if isinstance(module, nn.Linear):
+                    gradient = gradient.movedim(-1, 1)
+                receive(bias.view(-1, *(1,) * (gradient.ndim - 2)) * gradient)
+
+            _on_gradient(output, hand_over)
+
+        return hook
+
+    handles: list[RemovableHandle] = []
+    try:
+        for path, module in net.named_modules():
+            if isinstance(module, _BIASED):
+                if isinstance(module, _NORMS) and type(module).forward is not _NORMS[0].forward:
+                    raise Unsupported(
+                        f"the implicit bias of {path!r} cannot be read: "
+                        f"{type(module).__name__} does more than normalise"
+                    )
+                handles.append(module.register_forward_hook(hook_for(module)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+_BIASED = (nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d, nn.Linear, *_NORMS)
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    """(C,) the layer's output where its input is zero, if that does not depend on the position."""
+    bias: Tensor | None = module.bias  # type: ignore[assignment]
+    if not isinstance(module, _NORMS) or module.running_mean is None:
+        return bias
+    assert module.running_var is not None
+    shift = -module.running_mean / (module.running_var + module.eps).sqrt()
+    if module.affine:
+        shift = shift * module.weight + module.bias
+    return shift
+
+
 def _graph_nodes(output: Tensor) -> set[Any]:
     """The nodes of the graph behind a tensor."""
     seen: set[Any] = set()
@@ -324,7 +387,7 @@ _AFFINE = {
     *("torch::autograd::AccumulateGrad", "Clone", "ToCopy", "Add", "Sub", "Neg", "Sum", "Mean"),
     *("AdaptiveAvgPool2D", "AvgPool2D", "ConstantPadNd", "Cat", "Stack"),
     *("View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Expand"),
-    *("Squeeze", "Unsqueeze", "Select", "Slice", "Split", "SplitWithSizes", "Unbind"),
+    *("Squeeze", "Unsqueeze", "Select", "Slice", "Split", "SplitWithSizes", "Unbind", "AsStrided"),
 }
 """Nodes that are affine in all their inputs together."""
 

@@ -39,6 +39,9 @@ Scaling = Literal["none", "pgc"]
 """Scaling inside a method: none (the default), or to [0, 1] at the layer's resolution and again
 after upsampling, each time with 1e-7 added to the largest value, as pytorch-grad-cam does."""
 
+PGC_EPSILON = 1e-7
+"""What pytorch-grad-cam adds to each range that it divides by."""
+
 
 def channel_sum(attribution: Tensor) -> Tensor:
     """Sum of absolutes over the colour channels: (N, C, H, W) to (N, H, W)."""
@@ -63,17 +66,22 @@ def cam_map(
     kept = small.relu() if sign == "positive" else small
     if scaling == "none":
         return upsample(kept, like, upsampling)
-    return _pgc_range(upsample(_pgc_range(kept), like, upsampling))
-
-
-def _pgc_range(maps: Tensor) -> Tensor:
-    above = maps - maps.flatten(1).amin(1)[:, None, None]
-    return above / (1e-7 + above.flatten(1).amax(1)[:, None, None])
+    return unit_range(upsample(unit_range(kept, PGC_EPSILON), like, upsampling), PGC_EPSILON)
 
 
 def weighted_sum(weight: Tensor, activation: Tensor) -> Tensor:
     """Feature maps (N, C, h, w) added up with one weight (N, C) each: (N, h, w)."""
-    return torch.einsum("nc,nchw->nhw", weight, activation)
+    return levelled(torch.einsum("nc,nchw->nhw", weight, activation), activation)
+
+
+def levelled(total: Tensor, features: Tensor) -> Tensor:
+    """A sum (N, h, w) of feature maps (N, C, h, w), exactly constant where each of them is.
+
+    Positions may be added up in different orders, and min-max would blow that up to a map of noise.
+    """
+    positions = features.flatten(2)
+    constant = (positions.amax(2) == positions.amin(2)).all(1)
+    return total.where(~constant[:, None, None], total[:, :1, :1])
 
 
 def upsample(maps: Tensor, like: Tensor, upsampling: Upsampling = "bilinear") -> Tensor:
@@ -100,12 +108,15 @@ def is_constant(maps: Tensor) -> Tensor:
     return flat.amax(1) == flat.amin(1)
 
 
-def unit_range(maps: Tensor) -> Tensor:
-    """Per image (map - min) / (max - min), (N, H, W) in [0, 1]; a constant map becomes zeros."""
+def unit_range(maps: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Per image (map - min) / (max - min + epsilon), (N, H, W) in [0, 1]; a constant map: zeros.
+
+    A map that holds NaN becomes NaN everywhere.
+    """
     flat = maps.flatten(1)
     low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
     span = high - low
-    return torch.where(span > 0, (maps - low) / span.where(span > 0, 1), 0)
+    return (maps - low) / (span.where(span != 0, 1) + epsilon)
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

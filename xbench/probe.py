@@ -8,6 +8,7 @@ one dictionary, keyed by needs.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
@@ -268,6 +269,22 @@ class Probe:
             inputs = inputs.detach().requires_grad_()
             (gradient,) = class_gradient(self.model.logits(inputs), self.target, (inputs,))
         return gradient
+
+    def at(self, inputs: Tensor, *needs: Need[Any]) -> Probe:
+        """This probe at other inputs (N, 3, H, W), such as noisy ones, in network space.
+
+        Target, noise and meter stay; nothing is computed yet. Its batch is still the clean one.
+
+        Args:
+            inputs: what the network is asked about.
+            needs: announced there; those that ride the clean pass are answered together.
+        """
+        other = copy(self)
+        other._rule, other.inputs, other.announced = self.target, inputs, closure(needs)
+        other._values = {}
+        for computed in ("target", "probability"):
+            vars(other).pop(computed, None)
+        return other
 
 
 def probability(logits: Tensor, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .autograd import class_gradient, guided_relu
-from .probe import Logits, Need, Probe
+from .probe import LayerGradient, Logits, Need, Probe
 from .types import Model, Passes
 
 
@@ -96,3 +96,43 @@ class GuidedGradient(Need[Tensor]):
             rule.check(logits, allow_no_relu=self.allow_no_relu)
             (gradient,) = class_gradient(logits, target, (inputs,))
         return gradient
+
+
+@dataclass(frozen=True)
+class NoisyLayerGradients(Need[tuple[Tensor, Tensor, Tensor]]):
+    """Means of g, g^2 and g^3 under Gaussian noise, g a layer's gradient; float64 (N, C, h, w).
+
+    Updated one sample at a time, so that memory does not grow with their number; in float64, since
+    a cube underflows.
+
+    Args:
+        layer: role or module path.
+        noise, samples: as in :class:`NoisyGradients`, whose noisy images these are.
+    """
+
+    layer: str
+    noise: float
+    samples: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(self.samples, self.samples)
+
+    def compute(self, on: Probe) -> tuple[Tensor, Tensor, Tensor]:
+        flat = on.inputs.flatten(1)
+        sigma = (self.noise * (flat.amax(1) - flat.amin(1)))[:, None, None, None]
+        means = torch.zeros((), dtype=torch.float64, device=flat.device)
+        for draw in range(self.samples):
+            noisy = on.at(on.inputs + sigma * on.normal("gaussian", draw))
+            gradient = noisy[LayerGradient(self.layer)][1].double()
+            powers = torch.stack((gradient, gradient.square(), gradient.square() * gradient))
+            means = means + (powers - means) / (draw + 1)
+        first, second, third = means
+        return first, second, third

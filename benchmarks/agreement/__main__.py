@@ -56,7 +56,7 @@ def rows() -> list[tuple[str, ...]]:
     """One for each comparison, and one for each method that has none."""
     by_method: dict[str, list[Comparison]] = {}
     for comparison in comparisons():
-        by_method.setdefault(comparison.method, []).append(comparison)
+        by_method.setdefault(comparison.name, []).append(comparison)
     found = []
     for name in registry.entries("methods"):
         for comparison in by_method.get(name, [None]):  # type: ignore[list-item]

@@ -21,36 +21,38 @@ TARGET = torch.tensor([4, 0, 2, 2])
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method beside somebody else's result.
+    """A method or metric beside somebody else's result.
 
     Args:
-        method: registered name.
+        name: as registered.
         reference: what it is compared with, such as "captum Saliency" or "definition, by a loop".
         compute: gives (ours, theirs), tensors of one shape, preferably float64.
         params: of the method, where they are not the defaults.
         tolerance: largest relative difference that the test allows.
         reason: why any difference beyond rounding remains; empty where none does.
+        kind: "methods" or "metrics".
     """
 
-    method: str
+    name: str
     reference: str
     compute: Callable[[], tuple[Tensor, Tensor]]
     params: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-9
     reason: str = ""
+    kind: str = "methods"
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         given = ", ".join(f"{key}={value}" for key, value in self.params.items())
-        return f"{self.method}({given})" if given else self.method
+        return f"{self.name}({given})" if given else self.name
 
     def difference(self) -> float:
         """Largest absolute difference, relative to the reference's largest absolute value."""
         ours, theirs = (tensor.detach().double() for tensor in self.compute())
         if ours.shape != theirs.shape:
-            raise ValueError(f"{self.name}: {tuple(ours.shape)} against {tuple(theirs.shape)}")
+            raise ValueError(f"{self.label}: {tuple(ours.shape)} against {tuple(theirs.shape)}")
         if not theirs.any():
-            raise ValueError(f"{self.name}: the reference is zero everywhere and shows nothing")
+            raise ValueError(f"{self.label}: the reference is zero everywhere and shows nothing")
         return float((ours - theirs).abs().max() / theirs.abs().max())
 
 

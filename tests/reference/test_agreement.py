@@ -19,7 +19,7 @@ COMPARISONS = [
 
 
 @pytest.mark.parametrize(
-    "comparison", COMPARISONS, ids=[f"{c.name} - {c.reference}" for c in COMPARISONS]
+    "comparison", COMPARISONS, ids=[f"{c.label} - {c.reference}" for c in COMPARISONS]
 )
-def test_a_method_agrees_with_its_reference(comparison) -> None:
+def test_an_entry_agrees_with_its_reference(comparison) -> None:
     assert comparison.difference() <= comparison.tolerance
