@@ -18,6 +18,7 @@ from torch import Tensor
 from . import noise
 from .autograd import Meter, class_gradient, recording
 from .errors import Unsupported, UsageError
+from .features import FeatureLayout
 from .types import Batch, Model, Passes
 
 T = TypeVar("T")
@@ -399,7 +400,15 @@ class ImageGradient(CleanNeed[Tensor]):
 
 @dataclass(frozen=True)
 class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
-    """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w)."""
+    """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w).
+
+    Whatever the layer returns, as :class:`xbench.features.FeatureLayout` reads it: prefix tokens
+    are left out.
+
+    Raises:
+        Unsupported: if the layer cannot be recorded, has no grid of positions, or has a gradient at
+            its prefix tokens alone.
+    """
 
     layer: str = "last_conv"
 
@@ -419,9 +428,17 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
         if path in clean.refused:
             raise Unsupported(f"layer {path!r} {clean.refused[path]}")
         activation, gradient = clean.activations[path], clean.gradients[path]
-        if activation.ndim != 4:
+        try:
+            layout = FeatureLayout.of(activation.shape, on.inputs.shape)
+        except Unsupported as error:
+            raise Unsupported(f"layer {path!r} {error}") from None
+        small = layout.grid(gradient)
+        if layout.prefix and gradient.any() and not small.any():
+            role = on.model.layers.get("last_conv", path)
+            other = f"the role last_conv ({role!r})" if role != path else "an earlier layer"
             raise Unsupported(
-                f"layer {path!r} returns {activation.ndim - 1} axes per image; feature maps have "
-                "3 (channels, height, width)"
+                f"layer {path!r} comes after the last attention: only its {layout.prefix} prefix "
+                "tokens, such as the class token, carry a gradient, and every map would be zero; "
+                f"name {other}"
             )
-        return activation, gradient
+        return layout.grid(activation), small
