@@ -481,7 +481,8 @@ def test_weights_and_gradients_of_a_hand_made_attention() -> None:
     weights = scores.softmax(-1)
     factors = torch.tensor([[3.0, -1.0], [0.0, 5.0]], dtype=torch.float64)
     logits = torch.stack([weights.sum((1, 2)), (weights * factors).sum((1, 2))], dim=1)
-    (found,), (gradient,) = attention_weights(logits, torch.tensor([1]))
+    ((found, edge),) = attention_weights(logits)
+    (gradient,) = class_gradient(logits, torch.tensor([1]), [edge])
     assert torch.equal(found, weights)
     assert not found.requires_grad
     assert torch.equal(gradient[0], factors)
@@ -494,14 +495,17 @@ def test_fused_attention_is_seen_only_where_it_is_computed_in_steps() -> None:
     for how in ({}, {"attn_mask": mask}, {"is_causal": True}, {"scale": 0.1}):
         with attention_in_graph():
             out = functional.scaled_dot_product_attention(q.requires_grad_(), k, v, **how)
-        (weights,), (gradient,) = attention_weights(out.flatten(2)[:, :, 0], target)
+        logits = out.flatten(2)[:, :, 0]
+        ((weights, edge),) = attention_weights(logits)
+        (gradient,) = class_gradient(logits, target, [edge])
         scores = q @ k.mT * how.get("scale", 0.5)
         if "attn_mask" in how or "is_causal" in how:
             scores = scores.masked_fill(~mask, -torch.inf)
         torch.testing.assert_close(weights, scores.softmax(-1).detach())
         assert gradient[:, 0, 0].std() > 0
         assert not gradient[:, 1].any()  # the logit reads the first head's first row
-    assert attention_weights(out.detach().flatten(2)[:, :, 0].requires_grad_(), target) == ([], [])
+    fused = functional.scaled_dot_product_attention(q, k, v)
+    assert attention_weights(fused) == attention_weights(fused.detach()) == []
 
 
 # --- the last feature map -------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from xbench.features import FeatureLayout
 from xbench.models.loading import describe_layers
 from xbench.plan import batch_needs
 from xbench.probe import LayerGradient, Need, Probe
-from xbench.sweeps import Attentions, SelfAttention
+from xbench.sweeps import Attentions, SelfAttention, _token_layout
 from xbench.testing import toy_batch, toy_model, toy_transformer
 from xbench.types import Batch, Model, Network, Passes
 
@@ -463,6 +463,29 @@ def test_a_map_is_the_same_in_float32(method: str) -> None:
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", [*MAPS, *CAMS])
+def test_at_one_forward_shape_a_maps_bits_do_not_depend_on_its_companions(method: str) -> None:
+    """With heads of 32 channels; a matrix product over fewer may round by its place in memory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = timm.create_model(
+            "vit_small_patch14_reg4_dinov2",
+            pretrained=False,
+            num_classes=5,
+            img_size=(32, 48),
+            patch_size=8,
+            embed_dim=64,
+            depth=2,
+            num_heads=2,
+        ).eval()
+    images = FAMILIES["timm ViT, registers"].batch(6).images.float()
+    together = xbench.attribute(net, images, method, target=[2] * 6)
+    assert together.any()
+    for part in ([3, 0, 4, 1, 2, 5], [5, 5], [1, 0, 4]):  # in another order; filled up
+        found = xbench.attribute(net, images[part], method, target=[2] * len(part), batch_size=6)
+        assert torch.equal(found, together[part])
+
+
 # --- cost -----------------------------------------------------------------------------------------
 
 
@@ -512,6 +535,22 @@ def test_a_softmax_that_is_no_attention_is_not_taken_for_one() -> None:
 
     with pytest.raises(Unsupported, match="shows no attention"):
         xbench.attribute(Gated(), IMAGES, "attention")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(64, 3, 16, 16)] * 2,  # 16 windows of each of 4 images
+        [(4, 3, 16, 16), (64, 3, 16, 16)],
+        [(4 * 16 * 3, 16, 16), (4 * 4 * 6, 16, 16)],  # heads beside them
+        [(4, 4, 4, 16, 16)] * 2,
+        [(6, 16, 16)] * 2,
+        [(4, 3, 16, 16), (12, 16, 16)],
+    ],
+)
+def test_weights_that_are_not_of_whole_images_are_refused(shapes: list[tuple[int, ...]]) -> None:
+    with pytest.raises(Unsupported, match="within windows or other parts"):
+        _token_layout(shapes, (4, 3, 32, 32))
 
 
 class Stages(nn.Module):

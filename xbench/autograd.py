@@ -201,13 +201,15 @@ def recording(
             handle.remove()
 
 
-def class_gradient(logits: Tensor, target: Tensor, wrt: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def class_gradient(
+    logits: Tensor, target: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge]
+) -> tuple[Tensor, ...]:
     """Gradient of each image's own target logit towards each tensor of ``wrt``, same shapes.
 
     A tensor without influence on the logit gets zeros.
     """
     chosen = logits.gather(1, target[:, None]).sum()
-    return torch.autograd.grad(chosen, tuple(wrt), allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(chosen, wrt, allow_unused=True, materialize_grads=True)
 
 
 @dataclass
@@ -288,18 +290,16 @@ def attention_in_graph() -> Iterator[None]:
         yield
 
 
-def attention_weights(logits: Tensor, target: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights of every attention behind the logits, and the target logit's gradient towards them.
+def attention_weights(logits: Tensor) -> list[tuple[Tensor, GradientEdge]]:
+    """Weights of every attention behind the logits, each with its edge for :func:`class_gradient`.
 
     In the order of the forward, shapes as the network has them: (N, heads, T, T) mostly. However a
     network writes attention, its weights are a softmax over the last axis; one that ran inside
     :func:`attention_in_graph` is found in the graph.
     """
-    softmaxes = _attention_nodes(logits)
-    edges = [GradientEdge(node, 0) for node in softmaxes]
-    weights = [node._saved_result.detach() for node in softmaxes]
-    chosen = logits.gather(1, target[:, None]).sum()
-    return weights, list(torch.autograd.grad(chosen, edges)) if edges else []
+    return [
+        (node._saved_result.detach(), GradientEdge(node, 0)) for node in _attention_nodes(logits)
+    ]
 
 
 def _attention_nodes(logits: Tensor) -> list[Any]:

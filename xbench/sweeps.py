@@ -150,8 +150,10 @@ class Attentions(Need[SelfAttention]):
         target = on.target
         with torch.enable_grad(), attention_in_graph():
             logits = on.model.logits(on.inputs.detach().requires_grad_())
-            weights, gradients = attention_weights(logits, target)
-        layout = _token_layout([tuple(layer.shape) for layer in weights], on.inputs.shape)
+            layers = attention_weights(logits)
+            weights = [layer for layer, _ in layers]
+            layout = _token_layout([tuple(layer.shape) for layer in weights], on.inputs.shape)
+            gradients = class_gradient(logits, target, [edge for _, edge in layers])
         tokens = weights[0].shape[-1]
         # nn.MultiheadAttention that returns its weights computes them as (N * heads, T, T)
         heads = (len(on.inputs), -1, tokens, tokens)
@@ -180,13 +182,15 @@ def _token_layout(shapes: list[tuple[int, ...]], images: Sequence[int]) -> Featu
             "attention maps need layers in which all tokens attend to the same tokens, but here "
             f"layers attend from {found} tokens" + instead
         )
-    for shape in shapes:
-        rows = shape[0] // images[0]
-        if (len(shape) == 4 and rows != 1) or len(shape) > 4 or shape[0] % images[0]:
-            raise Unsupported(
-                "attention maps need tokens that attend to the whole image, but here they attend "
-                f"within windows or other parts: weights {shape} for {images[0]} images" + instead
-            )
+    rows = {shape[0] for shape in shapes}
+    by_image = {len(shape) for shape in shapes} == {4} and rows == {images[0]}
+    # heads may stand beside images, as many in each layer; windows, beside them too, grow fewer
+    by_head = {len(shape) for shape in shapes} == {3} and len(rows) == 1
+    if not (by_image or by_head) or shapes[0][0] % images[0]:
+        raise Unsupported(
+            "attention maps need tokens that attend to the whole image, but here they attend "
+            f"within windows or other parts: weights {shapes[0]} for {images[0]} images" + instead
+        )
     try:
         return FeatureLayout.of_tokens(shapes[0][-1], images)
     except Unsupported as error:
