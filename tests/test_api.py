@@ -36,7 +36,7 @@ METRICS = sorted(registry.entries("metrics"))
 
 def probe_of(net: nn.Module, meter: Any, **how: Any) -> Probe:
     """As the functions should build it, for all images at once."""
-    model = Model("toy", net, NORM["mean"], NORM["std"], {"last_conv": "3"})
+    model = Model("toy", net, NORM["mean"], NORM["std"], {"last_conv": "3"}, (16, 16))
     target = how.get("target")
     labels = torch.full((7,), -1) if target is None else target
     batch = Batch(IMAGES, labels, how.get("keys", KEYS), MASKS)
