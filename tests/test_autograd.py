@@ -17,6 +17,8 @@ from xbench.autograd import (
     LayerFacts,
     Meter,
     Replay,
+    attention_in_graph,
+    attention_weights,
     bias_terms,
     class_gradient,
     guided_relu,
@@ -27,7 +29,14 @@ from xbench.autograd import (
     recording,
 )
 from xbench.errors import Unsupported, UsageError
-from xbench.testing import SIDE, LinearNetwork, toy_batch, toy_model, toy_network
+from xbench.testing import (
+    SIDE,
+    LinearNetwork,
+    toy_batch,
+    toy_model,
+    toy_network,
+    toy_transformer,
+)
 from xbench.types import Model
 
 IMAGES = toy_batch(4).images
@@ -108,6 +117,29 @@ def test_inside_a_network_is_evaluated_frozen_and_not_in_place() -> None:
         assert not any(parameter.requires_grad for parameter in net.parameters())
         assert not net.relu.inplace
     assert net.relu.inplace
+
+
+def test_attention_is_computed_as_before_once_a_network_is_left() -> None:
+    def ways() -> list[bool]:
+        flags = torch.backends.cuda
+        return [
+            torch.backends.mha.get_fastpath_enabled(),
+            flags.flash_sdp_enabled(),
+            flags.math_sdp_enabled(),
+            flags.mem_efficient_sdp_enabled(),
+            flags.cudnn_sdp_enabled(),
+        ]
+
+    before = ways()
+    with prepared(toy_network()):
+        assert ways() == [False, True, True, False, False]
+        with attention_in_graph():
+            assert ways() == [False, False, True, False, False]
+        assert ways() == [False, True, True, False, False]
+    assert ways() == before
+    with pytest.raises(RuntimeError), prepared(toy_network()), attention_in_graph():
+        raise RuntimeError
+    assert ways() == before
 
 
 def test_an_in_place_network_has_the_gradient_of_its_twin() -> None:
@@ -454,6 +486,42 @@ def test_an_output_that_is_no_logits_is_refused(returns: Any, shown: str) -> Non
         net(IMAGES)
 
 
+# --- attention ------------------------------------------------------------------------------------
+
+
+def test_weights_and_gradients_of_a_hand_made_attention() -> None:
+    """One score of two keys: the logits are the weights themselves, times known numbers."""
+    scores = torch.tensor([[[0.0, 1.0], [2.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    weights = scores.softmax(-1)
+    factors = torch.tensor([[3.0, -1.0], [0.0, 5.0]], dtype=torch.float64)
+    logits = torch.stack([weights.sum((1, 2)), (weights * factors).sum((1, 2))], dim=1)
+    ((found, edge),) = attention_weights(logits)
+    (gradient,) = class_gradient(logits, torch.tensor([1]), [edge])
+    assert torch.equal(found, weights)
+    assert not found.requires_grad
+    assert torch.equal(gradient[0], factors)
+
+
+def test_fused_attention_is_seen_only_where_it_is_computed_in_steps() -> None:
+    q, k, v = torch.randn(3, 2, 2, 5, 4, dtype=torch.float64).unbind(0)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    target = torch.zeros(2, dtype=torch.int64)
+    for how in ({}, {"attn_mask": mask}, {"is_causal": True}, {"scale": 0.1}):
+        with attention_in_graph():
+            out = functional.scaled_dot_product_attention(q.requires_grad_(), k, v, **how)
+        logits = out.flatten(2)[:, :, 0]
+        ((weights, edge),) = attention_weights(logits)
+        (gradient,) = class_gradient(logits, target, [edge])
+        scores = q @ k.mT * how.get("scale", 0.5)
+        if "attn_mask" in how or "is_causal" in how:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        torch.testing.assert_close(weights, scores.softmax(-1).detach())
+        assert gradient[:, 0, 0].std() > 0
+        assert not gradient[:, 1].any()  # the logit reads the first head's first row
+    fused = functional.scaled_dot_product_attention(q, k, v)
+    assert attention_weights(fused) == attention_weights(fused.detach()) == []
+
+
 # --- the last feature map -------------------------------------------------------------------------
 
 
@@ -478,11 +546,11 @@ def test_the_last_feature_map_is_found_without_weights() -> None:
         assert last_feature_map(net, torch.empty(1, 3, SIDE, SIDE, dtype=torch.float64)) == "3"
 
 
-def test_looking_for_the_last_feature_map_leaves_no_trace() -> None:
-    net = toy_network()
+@pytest.mark.parametrize("net", [toy_network(), toy_transformer().net], ids=["cnn", "transformer"])
+def test_looking_for_the_last_feature_map_leaves_no_trace(net: nn.Module) -> None:
     before = facts(net)
     last_feature_map(net, IMAGES)
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, ValueError)):  # the network's own
         last_feature_map(net, IMAGES[0, 0])
     assert facts(net) == before
 

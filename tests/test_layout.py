@@ -18,6 +18,7 @@ ORDER = (
     "types",
     "noise",
     "maps",
+    "features",
     "document",
     "registry",
     # one network and one batch

@@ -272,7 +272,7 @@ def test_memory_that_runs_out_in_a_replay_halves_the_chunk_and_changes_no_number
         assert probe.probability.isfinite().all()
         replay = autograd.Replay(model, "inner", probe.inputs)
         before, most = meter.forward, 3
-        steps = channels._ablated(replay.output, "zero")
+        steps = channels._ablated(replay.output, 1, "zero")
         left = channels.row_scores(probe, steps, replay, read=channels.target_logit)
         whole = channels.target_logit(probe[Logits()], probe.target)[:, None]
         assert probe.chunk == 2
@@ -298,7 +298,7 @@ def test_the_librarys_ablation_is_zero_or_ever_lower(lowest: float) -> None:
     activation = torch.rand(2, 40, 3, 3, dtype=torch.float64) + 0.5
     activation[0, 7, 1, 1] = lowest
     activation[1, 7, 1, 1] = 0.1  # another image, whose rule must not follow the first
-    ablated = list(channels._ablated(activation, "pgc"))
+    ablated = list(channels._ablated(activation, 1, "pgc"))
     assert len(ablated) == 40
     for at, features in enumerate(ablated):
         expected = activation.clone()
@@ -311,14 +311,14 @@ def test_ablation_leaves_the_recorded_maps_alone() -> None:
     activation = torch.rand(2, 5, 3, 3) - 0.2
     before = activation.clone()
     for ablation in ("zero", "pgc"):
-        steps = list(channels._ablated(activation, ablation))
+        steps = list(channels._ablated(activation, 1, ablation))
         assert all(not torch.equal(step, before) for step in steps)
     assert torch.equal(activation, before)
 
 
 def test_tokens_are_ablated_in_their_last_axis() -> None:
     tokens = torch.rand(2, 7, 3)
-    for at, features in enumerate(channels._ablated(tokens, "zero")):
+    for at, features in enumerate(channels._ablated(tokens, -1, "zero")):
         assert not features[..., at].any()
         kept = [other for other in range(3) if other != at]
         assert torch.equal(features[..., kept], tokens[..., kept])

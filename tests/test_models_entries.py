@@ -41,7 +41,9 @@ def test_the_last_layer_that_is_found_is_the_one_that_is_named() -> None:
     ("architecture", "size", "last"),
     [("resnet20", 32, "layer3"), ("resnet56", 32, "layer3"),
      ("torchvision/resnet18", 224, "layer4"), ("torchvision/vgg11", 224, "features"),
-     ("torchvision/mobilenet_v2", 224, "features")],
+     ("torchvision/mobilenet_v2", 224, "features"), ("torchvision/swin_t", 224, "permute"),
+     ("torchvision/swin_v2_t", 256, "permute"), ("torchvision/maxvit_t", 224, "blocks"),
+     ("torchvision/vit_b_16", 224, "encoder.layers.encoder_layer_11.ln_1")],
 )  # fmt: skip
 def test_the_last_feature_map_is_the_layer_that_authors_mean(
     architecture: str, size: int, last: str

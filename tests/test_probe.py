@@ -33,7 +33,7 @@ from xbench.probe import (
     stops_early,
 )
 from xbench.sweeps import GuidedGradient, NoisyGradients
-from xbench.testing import toy_batch, toy_model
+from xbench.testing import toy_batch, toy_model, toy_model_for, toy_transformer
 from xbench.types import Batch, Model, Passes
 
 CLEAN: tuple[Need[Any], ...] = (Logits(), ImageGradient(), LayerGradient(), LayerGradient("1"))
@@ -118,7 +118,8 @@ def test_a_method_spends_what_it_costs_also_with_a_partially_filled_batch(
     name: str, rows: int
 ) -> None:
     method = registry.make("methods", name, CHEAP.get(name))
-    with probing(needs=batch_needs([method], []), rows=rows) as (probe, meter):
+    model = toy_model_for(method)
+    with probing(model=model, needs=batch_needs([method], []), rows=rows) as (probe, meter):
         assert probe.probability.isfinite().all()
         probe.explain(method)
         declared = cost(batch_needs([method], []), probe.model)
@@ -344,6 +345,18 @@ def test_logits_are_bit_equal_with_and_without_a_graph() -> None:
             assert torch.equal(probe[Logits()], expected)
             with torch.inference_mode():
                 assert torch.equal(model.logits(probe.inputs), expected)
+
+
+def test_a_transformers_logits_are_bit_equal_with_and_without_a_graph() -> None:
+    """torch has a fast path for attention without a graph, which rounds in another way."""
+    toy = toy_transformer()
+    model, plain = replace(toy, net=toy.net.float()), toy_batch(4)
+    batch = replace(plain, images=plain.images.float())
+    for needs in ([ImageGradient()], [LayerGradient()]):
+        with probing(batch, model, needs=needs) as (probe, _):
+            with torch.inference_mode():
+                expected = model.logits(probe.inputs)
+            assert torch.equal(probe[Logits()], expected)
 
 
 def test_a_callers_no_grad_or_graph_changes_nothing() -> None:

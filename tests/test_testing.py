@@ -258,6 +258,17 @@ def test_a_method_that_meets_an_unsuitable_network_with_another_error_is_caught(
         check_method_of(assumes)
 
 
+def test_a_method_for_transformers_is_held_to_one_and_must_refuse_other_networks() -> None:
+    def attends(probe: Probe) -> Tensor:
+        if not any(isinstance(m, nn.MultiheadAttention) for m in probe.model.net.modules()):
+            raise Unsupported("no attention")
+        return gradient(probe)
+
+    check_method_of(attends, architecture="transformer")
+    with pytest.raises(AssertionError, match="but works on a convolutional network"):
+        check_method_of(gradient, architecture="transformer")
+
+
 def test_a_method_without_docstring_is_caught() -> None:
     with pytest.raises(AssertionError, match="sabotage has no docstring"):
         check_method_of(gradient, __doc__=None)

@@ -15,9 +15,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from .errors import Unsupported, UsageError
+from .features import FeatureLayout
 from .types import Model
 
 _UNSEEN = "takes no part in the forward"
@@ -32,6 +35,7 @@ _UNGUIDED = {
     "MaximumBackward0": "a maximum",
     "ThresholdBackward0": "a threshold",
 }
+_SOFTMAXES = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
 
 
 @dataclass
@@ -91,14 +95,22 @@ def _on_gradient(tensor: Tensor, act: Callable[[Tensor], Tensor | None]) -> None
 @contextmanager
 def _exactly() -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.cuda.matmul.allow_tf32 = False
+    # nn.MultiheadAttention takes it without a graph alone, and rounds otherwise there
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        with (
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+            # the fused kernels for float32 on a GPU do not add up in one order on the way back
+            sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
         ):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 @contextmanager
@@ -107,6 +119,7 @@ def prepared(net: nn.Module) -> Iterator[Meter]:
 
     In-place activations would overwrite recorded feature maps, and full backward hooks refuse them.
     On a GPU, convolutions and products keep full float32 precision and the same algorithm.
+    Attention rounds alike with and without a graph.
     """
     meter = Meter()
     modes = [(module, module.training) for module in net.modules()]
@@ -191,13 +204,15 @@ def recording(
             handle.remove()
 
 
-def class_gradient(logits: Tensor, target: Tensor, wrt: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def class_gradient(
+    logits: Tensor, target: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge]
+) -> tuple[Tensor, ...]:
     """Gradient of each image's own target logit towards each tensor of ``wrt``, same shapes.
 
     A tensor without influence on the logit gets zeros.
     """
     chosen = logits.gather(1, target[:, None]).sum()
-    return torch.autograd.grad(chosen, tuple(wrt), allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(chosen, wrt, allow_unused=True, materialize_grads=True)
 
 
 @dataclass
@@ -331,38 +346,143 @@ def _graph_nodes(output: Tensor) -> set[Any]:
     return seen
 
 
+# --- attention ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def attention_in_graph() -> Iterator[None]:
+    """Inside, fused attention is computed in steps, so that its softmax stands in the graph."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def attention_weights(logits: Tensor) -> list[tuple[Tensor, GradientEdge]]:
+    """Weights of every attention behind the logits, each with its edge for :func:`class_gradient`.
+
+    In the order of the forward, shapes as the network has them: (N, heads, T, T) mostly. However a
+    network writes attention, its weights are a softmax over the last axis; one that ran inside
+    :func:`attention_in_graph` is found in the graph.
+    """
+    return [
+        (node._saved_result.detach(), GradientEdge(node, 0)) for node in _attention_nodes(logits)
+    ]
+
+
+def _attention_nodes(logits: Tensor) -> list[Any]:
+    """The graph's softmaxes over the last of three or more axes, in the order of the forward."""
+    found = [
+        node
+        for node in _graph_nodes(logits)
+        if node.name() in _SOFTMAXES
+        and (axes := node._saved_result.ndim) >= 3
+        and node._saved_dim in (axes - 1, 2**64 - 1)  # the axis -1, stored without a sign
+    ]
+    return sorted(found, key=_time)
+
+
+def _time(node: Any) -> int:
+    """When a node came into the graph."""
+    time: int = node._sequence_nr()
+    return time
+
+
+def _now() -> int:
+    with torch.enable_grad():
+        return _time(torch.ones((), requires_grad=True).clone().grad_fn)
+
+
+# --- the last feature map -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module in a dry run, with the times of its graph."""
+
+    path: str
+    module: nn.Module
+    entered: int
+    left: int
+    shape: tuple[int, ...]
+
+
 def last_feature_map(net: nn.Module, inputs: Tensor) -> str | None:
     """Path of the last module that returns feature maps larger than 1 x 1, pooling layers aside.
 
     It is what Grad-CAM's authors and users mean by the last convolutional layer, with what follows
-    it up to the pooling. A dry run finds it; on the meta device it computes nothing.
+    it up to the pooling. Tokens are feature maps where as many attend to each other. After the last
+    attention the logits may read the class token alone, and no other token has a gradient; so where
+    there are such prefix tokens, it is the last layer before that attention, which in a vision
+    transformer is the last block's first norm. A dry run finds it; on the meta device it computes
+    nothing.
     """
-    found: list[str] = []
+    with torch.no_grad():
+        calls, attentions = _dry_run(net, inputs)
+    if any(len(call.shape) == 3 for call in calls):  # tokens, perhaps: a graph shows attention
+        with torch.enable_grad():
+            calls, attentions = _dry_run(net, inputs)
+    tokens = {count for weights, _, _ in attentions for count in weights[-2:]}
     pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout2d)
+    found: list[tuple[_Call, FeatureLayout]] = []
+    for call in calls:
+        is_loose = len(call.shape) == 3 and call.shape[1] not in tokens
+        if is_loose or isinstance(call.module, pooling):
+            continue
+        try:
+            layout = FeatureLayout.of(call.shape, inputs.shape)
+        except Unsupported:
+            continue
+        if layout.positions > 1:
+            found.append((call, layout))
+    if not found:
+        return None
+    last, layout = found[-1]
+    for _, entered, left in attentions[-1:]:
+        inside = entered < last.entered and last.left < left
+        before = [call for call, _ in found if call.left <= entered]
+        if before and (layout.prefix or inside):
+            last = before[-1]
+    return last.path
 
-    def look(path: str) -> Any:
+
+def _dry_run(
+    net: nn.Module, inputs: Tensor
+) -> tuple[list[_Call], list[tuple[tuple[int, ...], int, int]]]:
+    """All calls as they ended, and of each attention in the graph its weights' shape, and when the
+    module around it was entered and left.
+    """
+    calls: list[_Call] = []
+    entered: list[int] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        entered.append(_now())
+
+    def leave(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if (
-                isinstance(output, Tensor)
-                and output.ndim == 4
-                and output.shape[-1] * output.shape[-2] > 1
-            ):
-                found.append(path)
+            shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+            calls.append(_Call(path, module, entered.pop(), _now(), shape))
 
         return hook
 
-    handles = [
-        module.register_forward_hook(look(path))
-        for path, module in net.named_modules()
-        if path and not isinstance(module, pooling)
-    ]
+    handles: list[RemovableHandle] = []
     try:
-        with torch.no_grad():
-            net(inputs)
+        for path, module in net.named_modules():
+            if path:
+                handles.append(module.register_forward_pre_hook(enter))
+                handles.append(module.register_forward_hook(leave(path)))
+        with attention_in_graph():
+            # a copy of a copy, as a network may work on its input in place, but on no leaf
+            logits = net(inputs.detach().clone().requires_grad_().clone())
     finally:
         for handle in handles:
             handle.remove()
-    return found[-1] if found else None
+    attentions = []
+    for node in _attention_nodes(logits):
+        time, shape = _time(node), tuple(node._saved_result.shape)
+        # a module that returns the weights is the softmax itself, not the attention around it
+        around = [c for c in calls if c.entered < time < c.left and c.shape != shape]
+        inner = max(around, key=lambda call: call.entered, default=None)
+        attentions.append((shape, inner.entered, inner.left) if inner else (shape, time, time))
+    return calls, attentions
 
 
 # --- facts about layers ---------------------------------------------------------------------------
@@ -459,13 +579,12 @@ def _found_facts(net: nn.Module, path: str, shape: tuple[int, ...]) -> LayerFact
     if path in refused:
         raise Unsupported(f"layer {path!r} {refused[path]}")
     output = kept[path]
-    affine = output.ndim == 4 and _is_affine(logits)
-    return LayerFacts(output.shape[channel_axis(output)], affine)
-
-
-def channel_axis(output: Tensor) -> int:
-    """Where a layer's output has its channels: (N, C, h, w), or tokens (N, T, C)."""
-    return 1 if output.ndim == 4 else -1
+    try:
+        layout = FeatureLayout.of(output.shape, shape)
+    except Unsupported as error:
+        raise Unsupported(f"layer {path!r} {error}") from None
+    affine = layout.kind != "tokens" and _is_affine(logits)
+    return LayerFacts(output.shape[layout.channel_axis], affine)
 
 
 def _is_affine(output: Tensor) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import noise
 from .autograd import Meter, class_gradient, recording
 from .errors import Unsupported, UsageError
+from .features import FeatureLayout
 from .types import Batch, Model, Passes
 
 T = TypeVar("T")
@@ -471,24 +472,32 @@ class LayerActivation(CleanNeed[Tensor]):
         return Passes(1, 0)
 
     def compute(self, on: Probe) -> Tensor:
-        return _feature_maps(self.found(on), on.model.layer(self.layer))
+        return _feature_maps(self.found(on), on.model.layer(self.layer), on.inputs)[0]
 
 
-def _feature_maps(clean: Clean, path: str) -> Tensor:
+def _feature_maps(clean: Clean, path: str, inputs: Tensor) -> tuple[Tensor, FeatureLayout]:
+    """A layer's activation as (N, C, h, w), and how it was read."""
     if path in clean.refused:
         raise Unsupported(f"layer {path!r} {clean.refused[path]}")
     activation = clean.activations[path]
-    if activation.ndim != 4:
-        raise Unsupported(
-            f"layer {path!r} returns {activation.ndim - 1} axes per image; feature maps have "
-            "3 (channels, height, width)"
-        )
-    return activation
+    try:
+        layout = FeatureLayout.of(activation.shape, inputs.shape)
+    except Unsupported as error:
+        raise Unsupported(f"layer {path!r} {error}") from None
+    return layout.grid(activation), layout
 
 
 @dataclass(frozen=True)
 class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
-    """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w)."""
+    """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w).
+
+    Whatever the layer returns, as :class:`xbench.features.FeatureLayout` reads it: prefix tokens
+    are left out.
+
+    Raises:
+        Unsupported: if the layer cannot be recorded, has no grid of positions, or has a gradient at
+            its prefix tokens alone.
+    """
 
     layer: str = "last_conv"
 
@@ -505,4 +514,15 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
 
     def compute(self, on: Probe) -> tuple[Tensor, Tensor]:
         clean, path = self.found(on), on.model.layer(self.layer)
-        return _feature_maps(clean, path), clean.gradients[path]
+        activation, layout = _feature_maps(clean, path, on.inputs)
+        gradient = clean.gradients[path]
+        small = layout.grid(gradient)
+        if layout.prefix and gradient.any() and not small.any():
+            role = on.model.layers.get("last_conv", path)
+            other = f"the role last_conv ({role!r})" if role != path else "an earlier layer"
+            raise Unsupported(
+                f"layer {path!r} comes after the last attention: only its {layout.prefix} prefix "
+                "tokens, such as the class token, carry a gradient, and every map would be zero; "
+                f"name {other}"
+            )
+        return activation, small

@@ -58,6 +58,26 @@ def toy_model(classes: int = 5, seed: int = 0) -> Model:
     return Model("toy", net, *colours, {"last_conv": "3"}, (SIDE, SIDE))
 
 
+def toy_transformer(classes: int = 5, seed: int = 0) -> Model:
+    """torchvision's VisionTransformer of two layers and two heads, on 4 x 4 patches; float64."""
+    from torchvision.models import VisionTransformer  # imports much
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = VisionTransformer(SIDE, 4, 2, 2, hidden_dim=8, mlp_dim=16, num_classes=classes)
+        for parameter in net.parameters():  # several begin as zeros, and fresh tokens are all alike
+            nn.init.normal_(parameter, std=0.3)
+    net = net.double().eval().requires_grad_(False)
+    roles = {"last_conv": "encoder.layers.encoder_layer_1.ln_1"}
+    return Model("toy transformer", net, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), roles, (SIDE, SIDE))
+
+
+def toy_model_for(method: Any) -> Model:
+    """The toy that a method works on: a transformer if it declares that architecture."""
+    is_for_transformers = getattr(method, "architecture", "") == "transformer"
+    return toy_transformer() if is_for_transformers else toy_model()
+
+
 def toy_batch(count: int = 8, seed: int = 0, side: int = SIDE) -> Batch:
     """Random images (N, 3, side, side) in float64 with keys, labels and square masks."""
     generator = torch.Generator().manual_seed(seed)
@@ -140,12 +160,15 @@ def check_method(name: str, params: Mapping[str, Any] | None = None) -> None:
     target matters unless the class declares ``class_agnostic``; it pickles, and its parameters make
     it again; an unsuitable network raises Unsupported; declared passes are counted passes.
 
+    The network is :func:`toy_model`; for a class that declares ``architecture = "transformer"`` it
+    is :func:`toy_transformer`, and the former must raise Unsupported.
+
     Raises:
         AssertionError: with the law that is broken.
     """
     method = registry.make("methods", name, params)
     _check_entry("methods", method)
-    model, batch = toy_model(), toy_batch()
+    model, batch = toy_model_for(method), toy_batch()
     with unchanged(model, batch, name):
         _check_maps(name, method, model, batch)
         for _ in range(2):  # prepared() would hide a changed mode
@@ -220,6 +243,14 @@ def _check_unsuitable(name: str, method: Any) -> None:
                 f"{name} meets an unsuitable network with {type(error).__name__} ({error}), "
                 "not with Unsupported"
             ) from error
+    if getattr(method, "architecture", "") == "transformer":
+        model = toy_model()
+        try:
+            with prepared(model.net):
+                Probe(model, toy_batch(2)).explain(method)
+        except Unsupported:
+            return
+        raise AssertionError(f"{name} declares transformers but works on a convolutional network")
 
 
 def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
@@ -404,6 +435,8 @@ __all__ = [
     "planted_batch",
     "toy_batch",
     "toy_model",
+    "toy_model_for",
     "toy_network",
+    "toy_transformer",
     "unchanged",
 ]

@@ -1,5 +1,14 @@
 """Attribution methods: each is one class whose body is its formula."""
 
-from . import cams, channels, controls, full_grad, gradients, opti_cam, perturbation
+from . import attention, cams, channels, controls, full_grad, gradients, opti_cam, perturbation
 
-__all__ = ["cams", "channels", "controls", "full_grad", "gradients", "opti_cam", "perturbation"]
+__all__ = [
+    "attention",
+    "cams",
+    "channels",
+    "controls",
+    "full_grad",
+    "gradients",
+    "opti_cam",
+    "perturbation",
+]

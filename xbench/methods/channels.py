@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..autograd import LayerFacts, Replay, channel_axis, layer_facts
+from ..autograd import LayerFacts, Replay, layer_facts
+from ..features import FeatureLayout
 from ..maps import CamSign, Scaling, Upsampling, cam_map, unit_range, upsample, weighted_sum
 from ..masking import (
     BaselineImage,
@@ -157,13 +158,13 @@ class ChannelDrops(Need[Tensor]):
         whole = target_logit(on[Logits()], on.target)[:, None]
         with torch.inference_mode():
             replay = Replay(on.model, self.layer, on.inputs)
-            ablated = _ablated(replay.output[: on.real], self.ablation)
+            axis = FeatureLayout.of(replay.output.shape, on.inputs.shape).channel_axis
+            ablated = _ablated(replay.output[: on.real], axis, self.ablation)
             return whole - row_scores(on, ablated, replay, read=target_logit)
 
 
-def _ablated(output: Tensor, ablation: Ablation) -> Iterator[Tensor]:
+def _ablated(output: Tensor, axis: int, ablation: Ablation) -> Iterator[Tensor]:
     """A layer's output (N, ...) without its first channel, without its second, and so on."""
-    axis = channel_axis(output)
     lowest = output.flatten(1).amin(1)
     for channel in range(output.shape[axis]):
         value = torch.zeros_like(lowest)
