@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import class_gradient, guided_relu
+from .autograd import Passing, class_gradient, guided_relu
 from .probe import Logits, Need, Probe
 from .types import Model, Passes
 
@@ -77,9 +77,15 @@ class NoisyGradients(Need[Moments]):
 
 @dataclass(frozen=True)
 class GuidedGradient(Need[Tensor]):
-    """(N, 3, H, W) input gradient under the guided rule (arXiv:1412.6806)."""
+    """(N, 3, H, W) input gradient under the guided rule (arXiv:1412.6806).
+
+    Args:
+        allow_no_relu: accept a network without ReLU, where it is the plain gradient.
+        passing: the part of a signal that passes a ReLU on its way back.
+    """
 
     allow_no_relu: bool = False
+    passing: Passing = "positive"
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
@@ -90,9 +96,9 @@ class GuidedGradient(Need[Tensor]):
 
     def compute(self, on: Probe) -> Tensor:
         target = on.target
-        with torch.enable_grad(), guided_relu(on.model.net) as rule:
+        with torch.enable_grad():
             inputs = on.inputs.detach().requires_grad_()
             logits = on.model.logits(inputs)
-            rule.check(logits, allow_no_relu=self.allow_no_relu)
-            (gradient,) = class_gradient(logits, target, (inputs,))
+            with guided_relu(logits, self.passing, allow_no_relu=self.allow_no_relu):
+                (gradient,) = class_gradient(logits, target, (inputs,))
         return gradient
