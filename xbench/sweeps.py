@@ -123,19 +123,11 @@ class Moments:
             count = count + (1 if present is None else present[:, None, None, None])
             mean += step / count.clamp_min(1)
             deviation += step[[0, -1]] * (values - mean)[[0, -1]]
-        variance, spread = deviation / (count - 1)
+        if total:
+            mean[:4] *= count
         signed, positive, negative, absolute, square, _ = mean
-        scale = count if total else 1
-        return Moments(
-            signed * scale,
-            positive * scale,
-            negative * scale,
-            absolute * scale,
-            square,
-            variance,
-            spread,
-            count,
-        )
+        variance, spread = deviation / (count - 1)
+        return Moments(signed, positive, negative, absolute, square, variance, spread, count)
 
 
 # --- modifications --------------------------------------------------------------------------------
