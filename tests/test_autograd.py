@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import captum.attr
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from xbench.autograd import (
     LayerFacts,
@@ -275,6 +277,14 @@ def test_the_class_gradient_of_a_linear_network_is_the_targets_weight_row() -> N
     assert torch.equal(gradient.flatten(1), weight[TARGET])
 
 
+def test_the_gradient_of_nll_is_that_of_cross_entropy() -> None:
+    net = toy_network()
+    images = IMAGES.clone().requires_grad_()
+    (found,) = class_gradient(net(images), TARGET, (images,), "nll")
+    loss = functional.cross_entropy(net(images), TARGET, reduction="sum")
+    torch.testing.assert_close(found, torch.autograd.grad(loss, images)[0])
+
+
 def test_an_image_of_another_class_has_no_part_in_a_gradient() -> None:
     net = toy_network()
     whole = input_gradient(net)[1]
@@ -293,119 +303,194 @@ def test_a_tensor_without_influence_gets_zeros() -> None:
 
 # --- the guided rule ------------------------------------------------------------------------------
 
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "positive": lambda signal: signal.clamp(min=0),
+    "negative": lambda signal: signal.clamp(max=0),
+    "absolute": lambda signal: signal.abs(),
+}
+
 
 class GuidedFunction(torch.autograd.Function):
     """The rule as it is written: 1[low < u < high] [dv]_+."""
 
     @staticmethod
-    def forward(context: Any, inputs: Tensor, high: float) -> Tensor:
+    def forward(context: Any, inputs: Tensor, high: float, part: str) -> Tensor:
         context.save_for_backward(inputs)
-        context.high = high
+        context.high, context.part = high, part
         return inputs.clamp(0, high)
 
     @staticmethod
-    def backward(context: Any, signal: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, signal: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (inputs,) = context.saved_tensors
-        return signal.clamp_min(0) * ((inputs > 0) & (inputs < context.high)), None
+        gated = signal * ((inputs > 0) & (inputs < context.high))
+        return PARTS[context.part](gated), None, None
 
 
 class GuidedModule(nn.Module):
-    def __init__(self, high: float) -> None:
+    def __init__(self, high: float = float("inf"), part: str = "positive") -> None:
         super().__init__()
-        self.high = high
+        self.high, self.part = high, part
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return GuidedFunction.apply(inputs, self.high)  # type: ignore[no-any-return]
+        return GuidedFunction.apply(inputs, self.high, self.part)  # type: ignore[no-any-return]
 
 
-def guided_gradient(net: nn.Module, scale: float = 1.0) -> Tensor:
-    with prepared(net), guided_relu(net) as rule:
-        logits, gradient = input_gradient(net, IMAGES * scale)
-        rule.check(logits)
-    return gradient
+def guided_gradient(
+    net: nn.Module, scale: float = 1.0, passing: Any = "positive", **how: Any
+) -> Tensor:
+    with prepared(net):
+        images = (IMAGES * scale).requires_grad_()
+        logits = net(images)
+        with guided_relu(logits, passing, **how):
+            return class_gradient(logits, TARGET, (images,))[0]
 
 
-def explicit_gradient(net: nn.Module, scale: float = 1.0) -> Tensor:
+def explicit_gradient(net: nn.Module, scale: float = 1.0, part: str = "positive") -> Tensor:
     """The same with the rule's own function in place of every ReLU."""
     net = copy.deepcopy(net).eval()
     for parent in list(net.modules()):
         for name, module in parent.named_children():
             if isinstance(module, nn.ReLU | nn.ReLU6):
                 high = 6.0 if isinstance(module, nn.ReLU6) else float("inf")
-                setattr(parent, name, GuidedModule(high))
+                setattr(parent, name, GuidedModule(high, part))
     return input_gradient(net, IMAGES * scale)[1]
 
 
-def test_the_guided_gradient_is_the_rule_written_as_a_function() -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_the_guided_gradient_is_the_rule_written_as_a_function(part: str) -> None:
     net = toy_network()
-    found = guided_gradient(net)
+    found = guided_gradient(net, passing=part)
     assert found.abs().max() > 0
     assert not torch.allclose(found, input_gradient(net)[1])
-    torch.testing.assert_close(found, explicit_gradient(net))
+    torch.testing.assert_close(found, explicit_gradient(net, part=part))
 
 
-def test_the_rule_covers_relu6_and_stops_above_six() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_rule_covers_relu6_and_stops_above_six(in_place: bool) -> None:
     net = toy_network()
-    net[1], net[3] = nn.ReLU6(), nn.ReLU6(inplace=True)
+    net[1], net[3] = nn.ReLU6(), nn.ReLU6(inplace=in_place)
     scale = 30.0  # so that some units lie above 6
     assert net[0](IMAGES * scale).max() > 6
     found = guided_gradient(net, scale)
     torch.testing.assert_close(found, explicit_gradient(net, scale))
 
 
-def test_the_rule_acts_on_every_call_of_a_reused_relu_and_on_the_sum_of_its_consumers() -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_the_rule_acts_on_every_call_of_a_reused_relu_and_on_the_sum_of_its_consumers(
+    part: str,
+) -> None:
     net = InPlace().eval()
-    torch.testing.assert_close(guided_gradient(net), explicit_gradient(net))
+    torch.testing.assert_close(
+        guided_gradient(net, passing=part), explicit_gradient(net, part=part)
+    )
 
 
-def test_after_the_rule_gradients_are_plain_again() -> None:
+@pytest.mark.parametrize(
+    ("between", "high"),
+    [
+        (functional.relu, float("inf")),
+        (torch.relu, float("inf")),
+        (torch.relu_, float("inf")),
+        (nn.ReLU(inplace=True), float("inf")),
+        (functional.relu6, 6.0),
+        (lambda x: functional.relu6(x, inplace=True), 6.0),
+        (lambda x: functional.hardtanh(x, 0, 6), 6.0),
+    ],
+    ids=["relu", "torch.relu", "relu_", "in place", "relu6", "relu6 in place", "hardtanh"],
+)
+def test_a_functional_relu_is_guided_as_a_module_is(between: Any, high: float) -> None:
+    scale = 30.0
+    found = guided_gradient(Written(between), scale)
+    torch.testing.assert_close(found, explicit_gradient(Written(GuidedModule(high)), scale))
+
+
+def test_after_the_rule_gradients_of_the_same_logits_are_plain_again() -> None:
     net = toy_network()
-    plain = input_gradient(net)[1]
-    guided_gradient(net)
-    with pytest.raises(RuntimeError), guided_relu(net):
-        raise RuntimeError
-    assert torch.equal(input_gradient(net)[1], plain)
+    images = IMAGES.clone().requires_grad_()
+    logits = net(images)
+
+    def gradient() -> Tensor:
+        chosen = logits.gather(1, TARGET[:, None]).sum()
+        return torch.autograd.grad(chosen, images, retain_graph=True)[0]
+
+    plain = gradient()
+    try:
+        with guided_relu(logits):
+            assert not torch.equal(gradient(), plain)
+            raise KeyError
+    except KeyError:
+        pass
+    assert torch.equal(gradient(), plain)
+
+
+def test_the_rule_does_not_touch_the_network() -> None:
+    net = InPlace().eval()
+    before = facts(net)
+    images = IMAGES.clone().requires_grad_()
+    with guided_relu(net(images)):
+        assert facts(net) == before
 
 
 @pytest.mark.parametrize(
     ("between", "message"),
     [
-        (functional.relu, "1 of 2 ReLUs are functional calls"),
-        (functional.relu6, "1 of 2 ReLUs are functional calls"),
-        (torch.relu_, "1 of 2 ReLUs are functional calls"),
         (nn.LeakyReLU(), "not for a leaky ReLU"),
+        (nn.RReLU(), "not for a randomised ReLU"),
+        (lambda x: functional.rrelu(x, training=True), "not for a randomised ReLU"),
         (nn.PReLU().double(), "not for a parametric ReLU"),
+        (nn.Hardtanh(), "not for a hard tanh"),
         (lambda x: x.clamp(min=0), "not for a clamp"),
         (lambda x: x.clamp_min(0), "not for a clamp"),
+        (lambda x: x.clamp(torch.zeros_like(x)), "not for a clamp"),
         (lambda x: torch.maximum(x, torch.zeros_like(x)), "not for a maximum"),
         (nn.Threshold(0, 0), "not for a threshold"),
+        (
+            lambda x: checkpoint(functional.relu, x, use_reentrant=True),
+            "not for the inside of a checkpointed block, which it cannot see",
+        ),
     ],
-    ids=["relu", "relu6", "relu_", "leaky", "prelu", "clamp", "clamp_min", "maximum", "threshold"],
+    ids=[
+        *("leaky", "rrelu", "rrelu in training", "prelu", "hardtanh", "clamp", "clamp_min"),
+        *("clamp to a tensor", "maximum", "threshold", "checkpoint"),
+    ],
 )
-def test_a_rectifier_that_the_rule_does_not_reach_is_refused(between: Any, message: str) -> None:
+def test_what_rectifies_but_is_no_relu_is_refused(between: Any, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         guided_gradient(Written(between))
 
 
-def test_a_dead_branch_does_not_hide_a_functional_relu() -> None:
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_scripted_block_is_refused_once_it_hides_its_relus() -> None:
+    net = nn.Sequential(torch.jit.script(toy_network().eval()))
+    input_gradient(net)  # the first call only watches
+    with pytest.raises(Unsupported, match="the inside of a scripted block"):
+        guided_gradient(net)
+
+
+def test_smooth_activations_beside_a_relu_keep_their_own_gradient() -> None:
+    net = Written(functional.silu)
+    torch.testing.assert_close(guided_gradient(net), explicit_gradient(net))
+
+
+def test_a_relu_behind_no_logit_does_not_count() -> None:
     class Dead(Written):
         def forward(self, images: Tensor) -> Tensor:
-            self.relu(self.conv1(images))  # such as an auxiliary head: behind no logit
-            return super().forward(images)
+            self.relu(self.conv1(images))  # such as an auxiliary head
+            x = torch.tanh(self.conv2(torch.tanh(self.conv1(images))))
+            return self.linear(x.mean((2, 3)))  # type: ignore[no-any-return]
 
-    with pytest.raises(Unsupported, match="1 of 2 ReLUs are functional calls"):
-        guided_gradient(Dead(functional.relu))
+    net = Dead(None)
+    with pytest.raises(Unsupported, match="the network has no ReLU or ReLU6"):
+        guided_gradient(net)
+    assert torch.equal(guided_gradient(net, allow_no_relu=True), input_gradient(net)[1])
 
 
 def test_without_any_relu_the_rule_is_refused_unless_that_is_accepted() -> None:
     weight = torch.randn(5, 3 * SIDE * SIDE, dtype=torch.float64)
     net = LinearNetwork(weight)
-    with guided_relu(net) as rule:
-        logits, gradient = input_gradient(net)
-        with pytest.raises(Unsupported, match="no ReLU or ReLU6 module"):
-            rule.check(logits)
-        rule.check(logits, allow_no_relu=True)
-    assert torch.equal(gradient.flatten(1), weight[TARGET])
+    with pytest.raises(Unsupported, match=r"no ReLU or ReLU6, .*allow_no_relu: true accepts that"):
+        guided_gradient(net)
+    assert torch.equal(guided_gradient(net, allow_no_relu=True).flatten(1), weight[TARGET])
 
 
 # --- the meter ------------------------------------------------------------------------------------

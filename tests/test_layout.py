@@ -24,8 +24,8 @@ ORDER = (
     # one network and one batch
     "autograd",
     "probe",
-    "sweeps",
     "masking",
+    "sweeps",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",

@@ -398,29 +398,53 @@ def test_blur_in_network_space_is_blur_in_pixels() -> None:
     torch.testing.assert_close(found, model.normalise(gaussian_blur(batch.images, SIDE / 16)))
 
 
-def blurred_by_hand(image: np.ndarray[Any, Any], sigma: float) -> np.ndarray[Any, Any]:
-    """A two-dimensional sum over a mirrored image, without separating the axes."""
-    radii = [min(round(3 * sigma), side - 1) for side in image.shape]
-    padded = np.pad(image, [(r, r) for r in radii], mode="reflect")
-    offsets = [np.arange(-r, r + 1) for r in radii]
-    weight = np.exp(-(offsets[0][:, None] ** 2 + offsets[1] ** 2) / (2 * sigma**2))
+def blurred_by_hand(
+    image: np.ndarray[Any, Any], sigma: float, radius: int, mode: Any = "reflect"
+) -> np.ndarray[Any, Any]:
+    """A two-dimensional sum over a padded image, without separating the axes."""
+    padded = np.pad(image, radius, mode=mode)  # mirrors as often as the radius needs
+    offset = np.arange(-radius, radius + 1)
+    weight = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * sigma**2))
     weight /= weight.sum()
     found = np.empty_like(image)
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
-            window = padded[row : row + 2 * radii[0] + 1, column : column + 2 * radii[1] + 1]
+            window = padded[row : row + 2 * radius + 1, column : column + 2 * radius + 1]
             found[row, column] = (window * weight).sum()
     return found
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5, 9.0])
-def test_blur_is_the_mirrored_gaussian_sum(sigma: float) -> None:
-    images = torch.rand(2, 3, 11, 14, generator=GENERATOR, dtype=torch.float64)
-    found = gaussian_blur(images, sigma)
-    for n in range(2):
-        for c in range(3):
-            expected = blurred_by_hand(images[n, c].numpy(), sigma)
-            np.testing.assert_allclose(found[n, c].numpy(), expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("radius", [None, 0, 3, 40])
+@pytest.mark.parametrize(("padding", "mode"), [("reflect", "reflect"), ("zero", "constant")])
+def test_blur_is_the_gaussian_sum_over_the_padded_image(
+    sigma: float, radius: int | None, padding: Any, mode: str
+) -> None:
+    images = torch.rand(2, 1, 7, 11, generator=GENERATOR, dtype=torch.float64)
+    found = gaussian_blur(images, sigma, radius, padding)
+    wide = round(3 * sigma) if radius is None else radius
+    for image, blurred in zip(images[:, 0].numpy(), found[:, 0].numpy(), strict=True):
+        expected = blurred_by_hand(image, sigma, wide, mode)
+        np.testing.assert_allclose(blurred, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero"])
+def test_blur_with_a_sigma_of_zero_is_the_image(padding: Any) -> None:
+    images = torch.rand(2, 3, 7, 11, generator=GENERATOR, dtype=torch.float64)
+    assert torch.equal(gaussian_blur(images, 0.0, 5, padding), images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [5, 15, 16, 31])
+def test_a_blurred_images_bits_depend_neither_on_its_place_nor_on_its_neighbours(
+    dtype: torch.dtype, side: int
+) -> None:
+    images = torch.rand(5, 3, side, side, generator=GENERATOR, dtype=dtype)
+    images[1, 0, 0, 0] = torch.nan
+    found, turned = (gaussian_blur(batch, 1.5) for batch in (images, images.flip(0)))
+    assert torch.equal(found[[0, 2, 3, 4]], turned.flip(0)[[0, 2, 3, 4]])
+    assert found[1].isnan().any()
+    assert found.dtype == dtype
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 16])

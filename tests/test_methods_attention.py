@@ -23,10 +23,10 @@ from xbench import registry
 from xbench.autograd import last_feature_map, prepared
 from xbench.errors import Unsupported
 from xbench.features import FeatureLayout
+from xbench.methods.attention import Attentions, SelfAttention, _token_layout
 from xbench.models.loading import describe_layers
 from xbench.plan import batch_needs
 from xbench.probe import LayerGradient, Need, Probe
-from xbench.sweeps import Attentions, SelfAttention, _token_layout
 from xbench.testing import toy_batch, toy_model, toy_transformer
 from xbench.types import Batch, Model, Network, Passes
 

@@ -228,20 +228,137 @@ def test_another_seed_moves_sampled_maps_alone() -> None:
         assert same == (name not in SAMPLED)
 
 
+# --- interpretations, channels, ranges ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processing", "name"),
+    [("signed", "smooth_grad"), ("absolute", "absolute_grad")],
+)
+def test_a_processing_of_smooth_grad_is_the_method_of_that_name(processing: str, name: str) -> None:
+    assert torch.equal(explain("smooth_grad", processing=processing), explain(name))
+
+
+@pytest.mark.parametrize("how", [{}, {"percentile": 40.0}, {"guide_norm": "max"}])
+def test_guided_absolute_smooth_grad_is_guided_absolute_grad(how: dict[str, Any]) -> None:
+    found = explain("smooth_grad", processing="guided_absolute", **how)
+    assert torch.equal(found, explain("guided_absolute_grad", **how))
+
+
+def test_positive_and_negative_parts_add_up_to_the_signed_and_the_absolute_map() -> None:
+    parts = {
+        kind: explain("smooth_grad", processing=kind, channels="sum")
+        for kind in ("signed", "positive", "negative", "absolute")
+    }
+    assert parts["positive"].min() >= 0
+    assert parts["negative"].max() <= 0
+    torch.testing.assert_close(parts["positive"] + parts["negative"], parts["signed"])
+    torch.testing.assert_close(parts["positive"] - parts["negative"], parts["absolute"])
+
+
+@pytest.mark.parametrize("name", ["gradient", "input_x_gradient", "guided_backprop"])
+def test_channels_are_summed_signed_or_their_largest_absolute(name: str) -> None:
+    absolute, signed, largest = (
+        explain(name, channels=channels) for channels in ("absolute_sum", "sum", "max")
+    )
+    assert (signed.abs() <= absolute + 1e-15).all()
+    assert (largest <= absolute).all()
+    assert (absolute <= 3 * largest + 1e-15).all()
+    assert signed.min() < 0 < signed.max()
+
+
+def test_on_a_linear_network_the_signed_input_x_gradient_adds_up_to_the_logit() -> None:
+    with probing(linear_model()) as probe:
+        method = registry.make("methods", "input_x_gradient", {"channels": "sum"})
+        logit = probe.model.net(probe.inputs).gather(1, TARGET[:, None])[:, 0]
+        torch.testing.assert_close(probe.explain(method).raw.sum((1, 2)), logit)
+
+
+@pytest.mark.parametrize("name", [*SAMPLED, "guided_absolute_grad"])
+def test_the_preset_of_2024_takes_the_range_of_the_batch_and_nothing_else(name: str) -> None:
+    preset = registry.find("methods", name).presets["gag-2024"]
+    batch = toy_batch(3)
+    batch.images[1] = batch.images[1] * 0.1 + 0.5
+
+    def explained(**params: Any) -> Tensor:
+        model = toy_model()
+        with prepared(model.net):
+            probe = Probe(model, batch, target=TARGET)
+            return probe.explain(registry.make("methods", name, params)).raw
+
+    inputs = toy_model().normalise(batch.images)
+    found, plain = explained(**preset), explained()
+    width = float(inputs.max() - inputs.min())
+    torch.testing.assert_close(found, explained(noise_range=width))
+    assert not torch.allclose(found[1], plain[1])
+
+
+@pytest.mark.parametrize("norm", ["max", "quantile"])
+def test_a_scaled_guide_makes_guided_absolute_grad_blind_to_a_scale_of_all_logits(
+    norm: str,
+) -> None:
+    plain, scaled = (
+        unit_range(explain("guided_absolute_grad", scaled_model(k), samples=5, guide_norm=norm))
+        for k in (1.0, 1e5)
+    )
+    torch.testing.assert_close(plain, scaled)
+
+
+FAMILY = ("gradient", "input_x_gradient", "guided_backprop", "guided_absolute_grad", *SAMPLED)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_where_no_gradient_is_there_is_a_map_of_zeros(name: str) -> None:
+    model = toy_model()
+    head = model.net.get_submodule("6")
+    assert isinstance(head, nn.Linear)
+    head.weight.zero_()
+    assert torch.equal(explain(name, model), torch.zeros(3, SIDE, SIDE, dtype=torch.float64))
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", ["var_grad", "guided_absolute_grad"])
 def test_a_variance_needs_two_samples(name: str) -> None:
     with pytest.raises(UsageError, match="samples = 1: input should be greater than or equal to 2"):
         registry.make("methods", name, {"samples": 1})
 
 
+@pytest.mark.parametrize("processing", ["guided", "guided_absolute"])
+def test_a_guided_smooth_grad_needs_two_samples(processing: str) -> None:
+    message = f"'{processing}' needs a variance over samples, and samples = 1 has none; give 2 or"
+    with pytest.raises(UsageError, match=message):
+        registry.make("methods", "smooth_grad", {"processing": processing, "samples": 1})
+
+
+@pytest.mark.parametrize("processing", ["signed", "positive", "negative", "absolute"])
 @pytest.mark.parametrize(
-    ("params", "message"),
+    ("key", "value"), [("percentile", 50.0), ("guide_norm", "max"), ("guide_scope", "image")]
+)
+def test_a_guide_without_use_is_refused(processing: str, key: str, value: Any) -> None:
+    message = f"{key} belongs to the guide, which processing = '{processing}' has not; leave it out"
+    with pytest.raises(UsageError, match=message):
+        registry.make("methods", "smooth_grad", {"processing": processing, key: value})
+    assert registry.make("methods", "smooth_grad", {"processing": "guided", key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
     [
-        ({"noise": -0.1}, "noise = -0.1: input should be greater than or equal to 0"),
-        ({"percentile": 101.0}, "percentile = 101.0: input should be less than or equal to 100"),
-        ({"percentile": -1.0}, "percentile = -1.0: input should be greater than or equal to 0"),
+        ("smooth_grad", {"noise": -0.1}, "noise = -0.1: input should be greater than or equal"),
+        ("smooth_grad", {"noise_range": "dataset"}, "noise_range = 'dataset': input should be 'im"),
+        ("smooth_grad", {"noise_range": 0.0}, "noise_range = 0.0: input should be greater than 0"),
+        ("smooth_grad", {"processing": "squared"}, "processing = 'squared': input should be 'sign"),
+        ("gradient", {"channels": "mean"}, "channels = 'mean': input should be 'absolute_sum', 's"),
+        ("guided_absolute_grad", {"percentile": 101.0}, "percentile = 101.0: input should be less"),
+        ("guided_absolute_grad", {"percentile": -1.0}, "percentile = -1.0: input should be greate"),
+        ("guided_absolute_grad", {"guide_norm": "min"}, "guide_norm = 'min': input should be 'non"),
+        ("guided_backprop", {"processing": "signed"}, "processing = 'signed': input should be 'po"),
     ],
 )
-def test_parameters_out_of_range_are_refused(params: dict[str, float], message: str) -> None:
+def test_parameters_out_of_range_are_refused(
+    name: str, params: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        registry.make("methods", "guided_absolute_grad", params)
+        registry.make("methods", name, params)

@@ -32,7 +32,13 @@ from xbench.probe import (
     probability,
     stops_early,
 )
-from xbench.sweeps import GuidedGradient, NoisyGradients
+from xbench.sweeps import (
+    AdaptivePath,
+    BlurPath,
+    GuidedGradient,
+    NoisyGradients,
+    StraightPath,
+)
 from xbench.testing import toy_batch, toy_model, toy_model_for, toy_transformer
 from xbench.types import Batch, Model, Passes
 
@@ -324,6 +330,9 @@ def test_at_one_forward_shape_an_images_bits_do_not_depend_on_its_companions(
         LayerGradient(),
         GuidedGradient(),
         NoisyGradients(0.15, 2),
+        StraightPath("uniform", steps=2, trials=2),
+        AdaptivePath(steps=3),
+        BlurPath(steps=3),
     )
     with probing(part(batch, 0, 5, 6, 7, 1, 2), model, needs=needs, rows=6) as (one, _):
         expected = [tensors(one[need]) for need in needs]

@@ -115,8 +115,8 @@ def test_an_unknown_parameter_suggests_the_right_one() -> None:
 
 
 def test_a_parameter_of_an_entry_without_any_says_so() -> None:
-    with pytest.raises(UsageError, match=r"method 'gradient' has no parameter 'x'; it has none"):
-        registry.make("methods", "gradient", {"x": 1})
+    with pytest.raises(UsageError, match=r"method 'random' has no parameter 'x'; it has none"):
+        registry.make("methods", "random", {"x": 1})
 
 
 @pytest.mark.parametrize("value", [True, "20", 20.0, None, [20]])
@@ -218,10 +218,15 @@ def test_a_label_hides_defaults_however_they_are_declared() -> None:
 
 
 def test_an_identity_holds_name_version_and_every_resolved_parameter() -> None:
-    assert registry.identity(registry.make("methods", "smooth_grad", {"samples": 5})) == {
-        "name": "smooth_grad",
+    assert registry.identity(registry.make("methods", "var_grad", {"samples": 5})) == {
+        "name": "var_grad",
         "version": 1,
-        "params": {"noise": 0.15, "samples": 5},
+        "params": {
+            "channels": "absolute_sum",
+            "noise": 0.15,
+            "samples": 5,
+            "noise_range": "image",
+        },
     }
 
 

@@ -182,7 +182,11 @@ def test_a_run_leaves_its_table_its_scores_and_where_they_come_from(run: Run) ->
         "per_image.parquet", "run.json", "table.csv", "table.md",
     ]  # fmt: skip
     assert facts["suite"]["seed"] == 3
-    assert facts["suite"]["methods"][0] == {"name": "gradient", "label": "gradient"}
+    assert facts["suite"]["methods"][0] == {
+        "name": "gradient",
+        "label": "gradient",
+        "channels": "absolute_sum",
+    }
     assert facts["finished"] is True
     assert facts["cells"] == {"ok": 9}
     assert facts["rows"] == {"ok": 90}

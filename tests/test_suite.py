@@ -66,9 +66,14 @@ def test_quick_names_every_built_in_metric_and_needs_no_data() -> None:
 
 
 def test_a_name_alone_takes_every_default() -> None:
-    suite = suite_of(methods=["smooth_grad"])
-    assert dict(suite.methods[0].params) == {"noise": 0.15, "samples": 20}
-    assert suite.methods[0].label == "smooth_grad"
+    suite = suite_of(methods=["var_grad"])
+    assert dict(suite.methods[0].params) == {
+        "channels": "absolute_sum",
+        "noise": 0.15,
+        "samples": 20,
+        "noise_range": "image",
+    }
+    assert suite.methods[0].label == "var_grad"
 
 
 def test_a_list_where_a_field_takes_one_value_is_a_grid() -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,18 +24,28 @@ from .features import FeatureLayout
 from .types import Model
 
 _UNSEEN = "takes no part in the forward"
-_RECTIFIERS = {"ReluBackward0", "HardtanhBackward0"}
 _UNGUIDED = {
     "LeakyReluBackward0": "a leaky ReLU",
     "PreluKernelBackward0": "a parametric ReLU",
     "RreluWithNoiseBackward0": "a randomised ReLU",
+    "HardtanhBackward0": "a hard tanh",  # but for ReLU6, which is one
     "ClampBackward0": "a clamp",
     "ClampBackward1": "a clamp",
     "ClampMinBackward0": "a clamp",
     "MaximumBackward0": "a maximum",
     "ThresholdBackward0": "a threshold",
+    "CheckpointFunctionBackward": "the inside of a checkpointed block, which it cannot see",
+    "CompiledFunctionBackward": "the inside of a compiled block, which it cannot see",
+    "DifferentiableGraphBackward": "the inside of a scripted block, which it cannot see",
 }
 _SOFTMAXES = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
+
+Objective = Literal["logit", "nll"]
+"""What is differentiated: the target's logit (the default), or the negative logarithm of its
+softmax probability."""
+
+Passing = Literal["positive", "negative", "absolute"]
+"""The part of a signal that passes a ReLU on its way back under the guided rule."""
 
 
 @dataclass
@@ -205,66 +215,61 @@ def recording(
 
 
 def class_gradient(
-    logits: Tensor, target: Tensor, wrt: Sequence[Tensor] | Sequence[GradientEdge]
+    logits: Tensor,
+    target: Tensor,
+    wrt: Sequence[Tensor] | Sequence[GradientEdge],
+    objective: Objective = "logit",
 ) -> tuple[Tensor, ...]:
-    """Gradient of each image's own target logit towards each tensor of ``wrt``, same shapes.
+    """Gradient of each image's own objective towards each tensor of ``wrt``, same shapes.
 
-    A tensor without influence on the logit gets zeros.
+    A tensor without influence on the objective gets zeros.
     """
-    chosen = logits.gather(1, target[:, None]).sum()
+    scores = logits if objective == "logit" else -logits.log_softmax(1)
+    chosen = scores.gather(1, target[:, None]).sum()
     return torch.autograd.grad(chosen, wrt, allow_unused=True, materialize_grads=True)
 
 
-@dataclass
-class GuidedRule:
-    """Springenberg et al. (2015): only positive signals pass a ReLU or ReLU6 on their way back."""
-
-    guided: set[Any] = field(default_factory=set)
-
-    def check(self, logits: Tensor, *, allow_no_relu: bool = False) -> None:
-        """Compares the graph behind the logits with the nodes that were guided.
-
-        Raises:
-            Unsupported: if a rectifier escaped, or if there is none.
-        """
-        nodes = _graph_nodes(logits)
-        rectifiers = {node for node in nodes if node.name() in _RECTIFIERS}
-        escaped = rectifiers - self.guided
-        if escaped:
-            raise Unsupported(
-                f"{len(escaped)} of {len(rectifiers)} ReLUs are functional calls (F.relu, "
-                "torch.relu), which the guided rule cannot reach; use nn.ReLU modules built in "
-                "__init__"
-            )
-        names = {node.name() for node in nodes}
-        for name, words in _UNGUIDED.items():
-            if name in names:
-                raise Unsupported(f"the guided rule is defined for ReLU and ReLU6, not for {words}")
-        if not rectifiers and not allow_no_relu:
-            raise Unsupported(
-                "the network has no ReLU or ReLU6 module, so the guided gradient would be the "
-                "plain one; allow_no_relu: true accepts that"
-            )
-
-
 @contextmanager
-def guided_relu(net: nn.Module) -> Iterator[GuidedRule]:
-    """The guided rule for forwards inside, acting per call, so that reused modules are right."""
-    rule = GuidedRule()
+def guided_relu(
+    logits: Tensor, passing: Passing = "positive", *, allow_no_relu: bool = False
+) -> Iterator[None]:
+    """Inside, gradients of these logits follow the guided rule of Springenberg et al. (2015).
 
-    def guide(module: nn.Module, args: Any, output: Tensor) -> None:
-        if output.requires_grad:
-            rule.guided.add(output.grad_fn)
-            # the whole signal that arrives at the output, from all its consumers
-            _on_gradient(output, lambda gradient: gradient.clamp_min(0))
+    A signal that returns to the output of a ReLU or ReLU6, the sum over all its consumers, goes on
+    with its positive part alone (or the negative part, or the absolute value). The rule acts on the
+    graph behind the logits, so that it is the same for modules and functions, in place or not,
+    called once or often; the network is not touched.
 
-    handles = [
-        module.register_forward_hook(guide)
-        for module in net.modules()
-        if isinstance(module, nn.ReLU | nn.ReLU6)
-    ]
+    Raises:
+        Unsupported: if there is a rectifier that the rule is not defined for, or none at all and
+            ``allow_no_relu`` is false.
+    """
+    rectifiers = []
+    for node in _graph_nodes(logits):
+        kind = node.name().rpartition("::")[2]
+        if kind == "ReluBackward0" or (kind == "HardtanhBackward0" and node._saved_min_val == 0):
+            rectifiers.append(node)
+        elif kind in _UNGUIDED:
+            raise Unsupported(
+                f"the guided rule is defined for ReLU and ReLU6, not for {_UNGUIDED[kind]}"
+            )
+    if not rectifiers and not allow_no_relu:
+        raise Unsupported(
+            "the network has no ReLU or ReLU6, so the guided gradient would be the plain one; "
+            "allow_no_relu: true accepts that"
+        )
+    parts: dict[Passing, Callable[[Tensor], Tensor]] = {
+        "positive": lambda signal: signal.clamp_min(0),
+        "negative": lambda signal: signal.clamp_max(0),
+        "absolute": torch.abs,
+    }
+
+    def guide(signals: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(None if signal is None else parts[passing](signal) for signal in signals)
+
+    handles = [node.register_prehook(guide) for node in rectifiers]
     try:
-        yield rule
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -29,6 +29,11 @@ reflected.
 """
 
 
+Padding = Literal["reflect", "zero"]
+"""What a blur sees beyond the image's edge: the image mirrored at the centre of its outermost
+pixels (the default), or zeros."""
+
+
 def baseline_image(name: BaselineName, model: Model, inputs: Tensor) -> Tensor:
     """The baseline in network space, (1 or N, 3, H, W)."""
     if name == "blur":
@@ -41,22 +46,52 @@ def baseline_image(name: BaselineName, model: Model, inputs: Tensor) -> Tensor:
     )
 
 
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """(N, C, H, W) under a separable Gaussian, cut at 3 sigma and renormalised, edges reflected."""
-    for axis, side in ((-1, images.shape[-1]), (-2, images.shape[-2])):
-        radius = min(round(3 * sigma), side - 1)  # reflection needs a radius below the side
-        at = torch.arange(-radius, radius + 1, dtype=torch.float64, device=images.device)
-        kernel = torch.exp(-at.square() / (2 * sigma * sigma))
-        kernel = (kernel / kernel.sum()).to(images.dtype)
-        flat = images.flatten(0, 1)[:, None]
-        if axis == -1:
-            padded = functional.pad(flat, (radius, radius, 0, 0), mode="reflect")
-            blurred = functional.conv2d(padded, kernel.view(1, 1, 1, -1))
-        else:
-            padded = functional.pad(flat, (0, 0, radius, radius), mode="reflect")
-            blurred = functional.conv2d(padded, kernel.view(1, 1, -1, 1))
-        images = blurred.view(images.shape)
-    return images
+def gaussian_blur(
+    images: Tensor, sigma: float, radius: int | None = None, padding: Padding = "reflect"
+) -> Tensor:
+    """(N, C, H, W) under a Gaussian of standard deviation ``sigma`` in pixels.
+
+    Each axis is one product with a matrix, which is exact for any radius and several times faster
+    than a convolution.
+
+    Args:
+        radius: pixels on either side at which the kernel is cut; three sigma where none is given.
+        padding: what lies beyond the edge.
+    """
+    radius = round(3 * sigma) if radius is None else radius
+    rows, columns = (
+        gaussian_matrix(side, sigma, radius, padding).to(images) for side in images.shape[-2:]
+    )
+    # planes of whole cache lines: else an image's place in the batch would move its last bit
+    spare = [-side % 8 for side in images.shape[-2:]]
+    rows, columns = (
+        functional.pad(matrix, (0, more, 0, more))
+        for matrix, more in zip((rows, columns), spare, strict=True)
+    )
+    whole = functional.pad(images, (0, spare[1], 0, spare[0]))
+    blurred = (columns @ (rows @ whole).mT).mT
+    return blurred[..., : images.shape[-2], : images.shape[-1]].contiguous()
+
+
+def gaussian_matrix(side: int, sigma: float, radius: int, padding: Padding) -> Tensor:
+    """(side, side) float64 on the CPU: its product with a line of pixels is the line's blur.
+
+    Row i holds the weights of pixel i: a Gaussian cut at ``radius`` and scaled to add up to 1, then
+    folded back at the edges ("reflect", as often as needed) or cut there ("zero").
+    """
+    if sigma == 0:
+        return torch.eye(side, dtype=torch.float64)
+    offset = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-offset.double().square() / (2 * sigma * sigma))
+    weight = (kernel / kernel.sum()).expand(side, -1)
+    at = torch.arange(side)[:, None] + offset
+    if padding == "reflect":
+        period = max(2 * (side - 1), 1)
+        at = torch.minimum(at % period, -at % period)
+    else:
+        weight = weight.where((at >= 0) & (at < side), 0)
+        at = at.clamp(0, side - 1)
+    return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, at, weight)
 
 
 Read = Callable[[Tensor, Tensor], Tensor]

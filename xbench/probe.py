@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import noise
-from .autograd import Meter, class_gradient, recording
+from .autograd import Meter, Objective, class_gradient, recording
 from .errors import Unsupported, UsageError
 from .features import FeatureLayout
 from .types import Batch, Model, Passes
@@ -264,11 +264,15 @@ class Probe:
         height, width = self.inputs.shape[-2:]
         return noise.uniform(streams, height * width).view(-1, height, width).to(self.inputs.dtype)
 
-    def input_gradient(self, inputs: Tensor) -> Tensor:
-        """Gradient of the target logit at other inputs (N, 3, H, W): one forward, one backward."""
+    def input_gradient(self, inputs: Tensor, objective: Objective = "logit") -> Tensor:
+        """Gradient of the target's objective at other inputs (N, 3, H, W), the same shape.
+
+        It costs one forward and one backward.
+        """
         with self.meter.padded(self.real, self.rows), torch.enable_grad():
             inputs = inputs.detach().requires_grad_()
-            (gradient,) = class_gradient(self.model.logits(inputs), self.target, (inputs,))
+            logits = self.model.logits(inputs)
+            (gradient,) = class_gradient(logits, self.target, (inputs,), objective)
         return gradient
 
     def at(self, inputs: Tensor, *needs: Need[Any]) -> Probe:

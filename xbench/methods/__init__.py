@@ -1,6 +1,16 @@
 """Attribution methods: each is one class whose body is its formula."""
 
-from . import attention, cams, channels, controls, full_grad, gradients, opti_cam, perturbation
+from . import (
+    attention,
+    cams,
+    channels,
+    controls,
+    full_grad,
+    gradients,
+    opti_cam,
+    paths,
+    perturbation,
+)
 
 __all__ = [
     "attention",
@@ -10,5 +20,6 @@ __all__ = [
     "full_grad",
     "gradients",
     "opti_cam",
+    "paths",
     "perturbation",
 ]
