@@ -6,14 +6,19 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import captum
 import pytorch_grad_cam
 import torch
+from against_attention import enlarged, of_all, reshape
 from captum.attr import Occlusion
 from comparison import TARGET, Comparison, explained
+from families import FAMILIES, Family
+from pytorch_grad_cam import AblationCAM, ScoreCAM
+from pytorch_grad_cam.ablation_layer import AblationLayerVit
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -175,6 +180,43 @@ def ablation_cam(layer: str, on: Toy) -> Tensor:
     return torch.stack(maps)
 
 
+# --- transformers ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def ablated_by_hooks(method: str, family: Family) -> tuple[Tensor, Tensor]:
+    """As :func:`ablation_cam`, every token of a channel set to zero, the class token's too."""
+    model, batch = family.model(), family.batch()
+    inputs = model.normalise(batch.images)
+    activation = activation_of(model, "last_conv", inputs)
+    logits = model.net(inputs)
+    axis = 1 if family.role == "permute" else -1
+    weights = []
+    for channel in range(activation.shape[axis]):
+        changed = activation.clone()
+        changed.select(axis, channel).zero_()
+        module = model.net.get_submodule(family.role)
+        handle = module.register_forward_hook(lambda *_, changed=changed: changed)
+        weights.append(((logits - model.net(inputs)) / logits).gather(1, TARGET[:, None]))
+        handle.remove()
+    grown = reshape(family) or (lambda output: output)
+    cam = (torch.cat(weights, dim=1)[:, :, None, None] * grown(activation)).sum(1)
+    return explained(method, model=model, batch=batch), enlarged(cam.relu(), family)
+
+
+@torch.no_grad()
+def librarys_tokens(method: str, family: Family) -> tuple[Tensor, Tensor]:
+    """The library's final maps with the reshape that its users write."""
+    model, batch = family.model(), family.batch()
+    more = {} if family.role == "permute" else {"ablation_layer": AblationLayerVit()}
+    kind = {"score_cam": ScoreCAM, "ablation_cam": partial(AblationCAM, **more)}[method]
+    layers = [model.net.get_submodule(family.role)]
+    with kind(model.net, layers, reshape_transform=reshape(family)) as library:
+        targets = [ClassifierOutputTarget(int(target)) for target in TARGET]
+        theirs = torch.from_numpy(library(model.normalise(batch.images), targets))
+    return explained(method, {"preset": "pgc-1.5"}, model=model, batch=batch), theirs
+
+
 # --- the comparisons ------------------------------------------------------------------------------
 
 
@@ -208,6 +250,9 @@ def final(name: str, layer: str, on: Toy) -> Tensor:
 
 SOFTMAX = {"weights": "softmax", "baseline": "mean", "mask_upsampling": "corners"}
 ODD = {"window": 0.4, "stride": 0.3}
+EVERY = list(FAMILIES.values())
+POSITIVE = [family for name, family in FAMILIES.items() if name != "timm Swin V2"]
+"""Score-CAM of the other is negative everywhere, which the library shows as zeros."""
 
 COMPARISONS: tuple[Comparison, ...] = (
     beside("occlusion", {}, f"{CAPTUM} Occlusion", captums, 4, 2, 0.0,
@@ -242,4 +287,13 @@ COMPARISONS: tuple[Comparison, ...] = (
            "last_conv", tolerance=1e-5, reason=FLOAT32),
     beside("ablation_cam", {"preset": "pgc-1.5", "layer": "layer2.0.conv1"}, f"{PGC} AblationCAM",
            final, "AblationCAM", "layer2.0.conv1", on=residual, tolerance=1e-5, reason=FLOAT32),
+    Comparison("ablation_cam", f"definition, by hooks, on {len(EVERY)} transformers, ViT to Swin",
+               partial(of_all, ablated_by_hooks, "ablation_cam", EVERY)),
+    *(
+        Comparison(name, f"{PGC} with reshape_transform, on {len(families)} transformers",
+                   partial(of_all, librarys_tokens, name, families), {"preset": "pgc-1.5"},
+                   tolerance=1e-5, reason=reason)
+        for name, families, reason in (("score_cam", POSITIVE, EPSILONS),
+                                       ("ablation_cam", EVERY, FLOAT32))
+    ),
 )  # fmt: skip
