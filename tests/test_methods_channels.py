@@ -257,6 +257,15 @@ def test_a_logit_next_to_zero_divides_nothing() -> None:
     torch.testing.assert_close(found, undivided, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.3])
+@pytest.mark.parametrize("method", [AblationCAM(), AblationCAM(ablation="pgc"), ScoreCAM()])
+def test_a_head_that_looks_at_nothing_gives_maps_of_zeros(method: Any, bias: float) -> None:
+    model = toy_model()
+    model.net[6].weight.zero_()  # type: ignore[index, operator]
+    model.net[6].bias.fill_(bias)  # type: ignore[index, operator]
+    assert not explain(method, model).any()
+
+
 def test_memory_that_runs_out_in_a_replay_halves_the_chunk_and_changes_no_number() -> None:
     model = skipping()
     expected = drops(skipping(), "inner")
