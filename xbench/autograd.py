@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from .errors import Unsupported, UsageError
+from .errors import Unpriced, Unsupported, UsageError
 from .features import FeatureLayout
 from .types import Model
 
@@ -522,7 +522,9 @@ _FACTORS = {"Mm": (0, 1), "Bmm": (0, 1), "Addmm": (1, 2), "Baddbmm": (1, 2), "Co
 Elementwise products are not among them: ``x * (x > 0)`` is a ReLU whose graph does not show it.
 """
 
-_known_facts: WeakKeyDictionary[nn.Module, dict[Any, LayerFacts | str]] = WeakKeyDictionary()
+_known_facts: WeakKeyDictionary[
+    nn.Module, dict[Any, LayerFacts | tuple[type[Unsupported], str]]
+] = WeakKeyDictionary()
 
 
 def layer_facts(model: Model, layer: str, image: Sequence[int] | None = None) -> LayerFacts:
@@ -536,30 +538,65 @@ def layer_facts(model: Model, layer: str, image: Sequence[int] | None = None) ->
             and the model's size.
 
     Raises:
-        Unsupported: if the model does not know the size of its images, if the network cannot run on
-            the meta device, or if the layer cannot be recorded.
+        Unpriced: if the model does not know the size of its images, or if the network cannot run on
+            the meta device.
+        Unsupported: if the layer cannot be recorded, or has no feature maps.
     """
     if image is None:
-        if model.size is None:
-            raise Unsupported(
-                f"model {model.name!r} does not know the size of its images, on which this cost "
-                "depends; give it: Model(..., size=(height, width))"
-            )
-        image = (len(model.mean), *model.size)
+        image = _image_shape(model)
     path, shape = model.layer(layer), (1, *image)
     known = _known_facts.setdefault(model.net, {})
     if (path, shape) not in known:
         try:
             known[path, shape] = _found_facts(model.net, path, shape)
         except Unsupported as error:
-            known[path, shape] = str(error)  # the error itself would keep the network alive
+            # the error itself would keep the network alive
+            known[path, shape] = type(error), str(error)
     found = known[path, shape]
-    if isinstance(found, str):
-        raise Unsupported(found)
+    if isinstance(found, tuple):
+        kind, words = found
+        raise kind(words)
     return found
 
 
 def _found_facts(net: nn.Module, path: str, shape: tuple[int, ...]) -> LayerFacts:
+    with recording(net, [path]) as (kept, refused):
+        logits = _without_weights(net, shape)
+    if path in refused:
+        raise Unsupported(f"layer {path!r} {refused[path]}")
+    output = kept[path]
+    try:
+        layout = FeatureLayout.of(output.shape, shape)
+    except Unsupported as error:
+        raise Unsupported(f"layer {path!r} {error}") from None
+    affine = layout.kind != "tokens" and _is_affine(logits)
+    return LayerFacts(output.shape[layout.channel_axis], affine)
+
+
+def attention_shapes(model: Model) -> list[tuple[int, ...]]:
+    """Shapes of the weights of every attention for one image, in the order of the forward.
+
+    Found as :func:`layer_facts` are, with the same errors.
+    """
+    image = _image_shape(model)
+    with attention_in_graph():
+        logits = _without_weights(model.net, (1, *image), requires_grad=True)
+    return [tuple(node._saved_result.shape) for node in _attention_nodes(logits)]
+
+
+def _image_shape(model: Model) -> tuple[int, ...]:
+    if model.size is None:
+        raise Unpriced(
+            f"model {model.name!r} does not know the size of its images, on which this cost "
+            "depends; give it: Model(..., size=(height, width))"
+        )
+    return (len(model.mean), *model.size)
+
+
+def _without_weights(
+    net: nn.Module, shape: tuple[int, ...], *, requires_grad: bool = False
+) -> Tensor:
+    """Logits on the meta device, with their graph; nothing is computed, counted or changed."""
     state = {
         name: torch.empty_like(value, device="meta")
         for name, value in (*net.named_parameters(), *net.named_buffers())
@@ -570,26 +607,19 @@ def _found_facts(net: nn.Module, path: str, shape: tuple[int, ...]) -> LayerFact
         torch.inference_mode(False),
         torch.enable_grad(),
         _uncounted(net),
-        recording(net, [path]) as (kept, refused),
     ):
         example = torch.empty(shape, dtype=floating[0] if floating else None)
+        example.requires_grad_(requires_grad)
         try:
-            logits = torch.func.functional_call(net, state, (example,))
+            # a copy of a copy, as a network may work on its input in place, but on no leaf
+            logits: Tensor = torch.func.functional_call(net, state, (example.clone(),))
         except Exception as error:  # whatever the network's own forward raises
-            raise Unsupported(
+            raise Unpriced(
                 f"the network cannot run without its weights, which tells the cost of a layer "
                 f"({type(error).__name__}: {str(error)[:200]}); tensors that its forward uses must "
                 "be parameters or buffers"
             ) from error
-    if path in refused:
-        raise Unsupported(f"layer {path!r} {refused[path]}")
-    output = kept[path]
-    try:
-        layout = FeatureLayout.of(output.shape, shape)
-    except Unsupported as error:
-        raise Unsupported(f"layer {path!r} {error}") from None
-    affine = layout.kind != "tokens" and _is_affine(logits)
-    return LayerFacts(output.shape[layout.channel_axis], affine)
+    return logits
 
 
 def _is_affine(output: Tensor) -> bool:

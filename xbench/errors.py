@@ -35,6 +35,10 @@ class Unsupported(XbenchError):  # noqa: N818
     """An entry declares that it cannot work here; the cell is ``skipped`` with this message."""
 
 
+class Unpriced(Unsupported):
+    """What something costs cannot be told before it runs; a plan counts it as unknown."""
+
+
 class BadImage(XbenchError):  # noqa: N818
     """One picture cannot be read; its rows are ``failed: decode``."""
 

@@ -13,7 +13,7 @@ import torch
 
 from . import noise, registry
 from .autograd import module_at
-from .errors import UsageError
+from .errors import Unpriced, Unsupported, UsageError
 from .models.loading import describe_layers, weights_hash
 from .probe import Logits, MapOf, Need, closure, cost, method_cost, needs_of, stops_early
 from .store import Group as StoredGroup
@@ -371,16 +371,29 @@ def _cell(
     layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
     chosen = {**method.identity(), "layers": layers}
     text = canonical({**facts, "method": chosen, "metric": metric.identity()})
+    reason = _unsupported(_made(method), sketch)
     wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
-    no_masks = wants_masks and not source.has_masks
+    if wants_masks and not source.has_masks:
+        reason = f"data set {dataset.label!r} has no object masks"
     return Cell(
         hashlib.sha256(text.encode()).hexdigest()[:16],
         dataset,
         model,
         method,
         metric,
-        f"data set {dataset.label!r} has no object masks" if no_masks else "",
+        reason,
     )
+
+
+def _unsupported(method: Any, sketch: Model) -> str:
+    """Why a method cannot work on this model, as far as a model without weights tells; or empty."""
+    try:
+        cost(closure([MapOf(method)]), sketch)
+    except Unpriced:
+        return ""
+    except Unsupported as error:
+        return str(error)
+    return ""
 
 
 def _resolved_layer(asked: str, sketch: Model, method: Choice, model: Choice) -> str:

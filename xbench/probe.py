@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import noise
 from .autograd import Meter, Objective, class_gradient, recording
-from .errors import Unsupported, UsageError
+from .errors import Unpriced, Unsupported, UsageError
 from .features import FeatureLayout
 from .types import Batch, Model, Passes
 
@@ -118,11 +118,11 @@ class MapOf(Need[Tensor]):
         """What the method spends beside its needs.
 
         Raises:
-            Unsupported: if it declares neither needs nor passes.
+            Unpriced: if it declares neither needs nor passes.
         """
         own = getattr(self.method, "passes", None)
         if own is None and not hasattr(self.method, "needs"):
-            raise Unsupported(f"{self.method} does not say what it costs")
+            raise Unpriced(f"{self.method} does not say what it costs")
         return Passes() if own is None else cast(Passes, own(model))
 
     def compute(self, on: Probe) -> Tensor:

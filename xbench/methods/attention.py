@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..autograd import attention_in_graph, attention_weights, class_gradient
+from ..autograd import attention_in_graph, attention_shapes, attention_weights, class_gradient
 from ..errors import Unsupported
 from ..features import FeatureLayout
 from ..maps import Upsampling, upsample
@@ -66,6 +66,8 @@ class Attentions(Need[SelfAttention]):
         return (Logits(),)
 
     def passes(self, model: Model) -> Passes:
+        image = (1, len(model.mean), *(model.size or ()))
+        _token_layout(attention_shapes(model), image)  # a plan need not try what cannot be
         return Passes(1, 1)
 
     def compute(self, on: Probe) -> SelfAttention:
