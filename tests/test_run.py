@@ -291,7 +291,10 @@ def test_labels_and_names_may_hold_what_markup_would_read(run: Run) -> None:
 
 
 def test_every_built_in_entry_runs_on_the_embedded_network(run: Run) -> None:
-    """All methods and metrics of the registry on real weights: no row fails."""
+    """All methods and metrics of the registry on real weights: no row fails.
+
+    Those for transformers are skipped by the plan; Opti-CAM may stop before its bound.
+    """
     built_in = {
         kind: [
             {"name": n, **CHEAP[n]} if n in CHEAP else n
@@ -308,6 +311,11 @@ def test_every_built_in_entry_runs_on_the_embedded_network(run: Run) -> None:
     )
     assert outcome.status == 0, outcome.errors
     passes = outcome.run["passes"]
-    assert passes["planned"]["forward"] == passes["forward"] > 0
-    assert passes["planned"]["backward"] == passes["backward"] > 0
-    assert set(outcome.table["status"]) == {"ok"}
+    assert passes["planned"]["is_bound"]
+    assert 0 <= passes["planned"]["forward"] - passes["forward"] < 5 * 50
+    assert 0 <= passes["planned"]["backward"] - passes["backward"] < 5 * 50
+    skipped = outcome.table["status"] == "skipped"
+    transformers = {"attention", "attention_rollout", "gradient_rollout"}
+    assert set(outcome.table[skipped]["method"]) == transformers
+    assert outcome.table[skipped]["reason"].str.contains("the network shows no attention").all()
+    assert set(outcome.table[~skipped]["status"]) == {"ok"}
