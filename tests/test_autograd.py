@@ -27,8 +27,11 @@ from xbench.autograd import (
     last_feature_map,
     layer_facts,
     module_at,
+    operations_behind,
     prepared,
     recording,
+    rerouted,
+    untouched,
 )
 from xbench.errors import Unsupported, UsageError
 from xbench.testing import (
@@ -1109,3 +1112,43 @@ def test_an_image_with_nan_replays_as_nan_alone() -> None:
     replay = Replay(model_of(Skips().eval()), "blocks.1", images)
     found = replay(replay.output, torch.arange(4))
     assert found.isnan().any(1).tolist() == [False, True, False, False]
+
+
+# --- libraries ------------------------------------------------------------------------------------
+
+
+def test_operations_behind_a_tensor_have_names_without_numbers() -> None:
+    logits = toy_network()(IMAGES.clone().requires_grad_())
+    names = set(operations_behind(logits).values())
+    assert names >= {"Addmm", "Convolution", "Relu", "View", "AccumulateGrad"}
+
+
+def test_a_rerouted_output_is_what_the_rest_of_the_network_reads() -> None:
+    net = toy_network()
+    before = net(IMAGES)
+    with rerouted(net[3], lambda output: output * 2):
+        doubled = net(IMAGES)
+    torch.testing.assert_close(doubled - net[6].bias, 2 * (before - net[6].bias))
+    assert torch.equal(net(IMAGES), before)
+
+
+def test_whatever_a_library_does_to_modules_is_undone_also_after_an_error() -> None:
+    net = toy_network()
+    kept = net[0].register_forward_hook(lambda *given: None)
+    before = [dict(vars(module)) for module in net.modules()]
+    hooks = dict(net[0]._forward_hooks)
+
+    def disturb() -> None:
+        net[0].register_forward_hook(lambda *given: None)
+        net[1].rule = "new"
+        del net[2].padding_mode
+        net._modules["3"] = nn.Identity()
+        net.training = not net.training
+        raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"), untouched(net):
+        disturb()
+    assert [dict(vars(module)) for module in net.modules()] == before
+    assert dict(net[0]._forward_hooks) == hooks
+    kept.remove()
+    assert not net[0]._forward_hooks

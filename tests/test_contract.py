@@ -8,7 +8,20 @@ import pytest
 
 from xbench import registry, testing
 
-CHEAP: dict[str, dict[str, Any]] = {"rise": {"samples": 5}}
+CHEAP: dict[str, dict[str, Any]] = {
+    "captum/FeatureAblation": {"patches": 2},
+    "captum/IntegratedGradients": {"n_steps": 3},
+    "captum/InternalInfluence": {"n_steps": 3},
+    "captum/KernelShap": {"patches": 2, "n_samples": 8},
+    "captum/LayerConductance": {"n_steps": 3},
+    "captum/LayerFeatureAblation": {"patches": 2},
+    "captum/LayerIntegratedGradients": {"n_steps": 3},
+    "captum/Lime": {"patches": 2, "n_samples": 8, "alpha": 1e-6},  # else it weighs nothing here
+    "captum/Occlusion": {"window": 5, "stride": 4},
+    "captum/ShapleyValueSampling": {"patches": 2, "n_samples": 2},
+    "gradcam/SESS": {"num_scales": 2},
+    "rise": {"samples": 5},
+}
 """Parameters for methods whose defaults are dear."""
 
 

@@ -23,6 +23,7 @@ ORDER = (
     "registry",
     # one network and one batch
     "autograd",
+    "calls",
     "probe",
     "masking",
     "sweeps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,3 +167,16 @@ def test_every_pair_of_purposes_and_draws_has_a_stream_of_its_own() -> None:
     pairs = itertools.product(("gaussian", "ties", "random map"), range(100))
     found = [int(streams(keys=("a",), purpose=purpose, draw=draw)) for purpose, draw in pairs]
     assert len(set(found)) == 300
+
+
+def test_seeded_generators_follow_the_stream_and_are_put_back() -> None:
+    def drawn(stream: int) -> tuple[float, float]:
+        with noise.seeded(stream, torch.device("cpu")):
+            return float(torch.rand(())), float(np.random.uniform())  # noqa: NPY002
+
+    before, numpys = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert drawn(-5) == drawn(-5) != drawn(7)
+    with pytest.raises(ZeroDivisionError), noise.seeded(1, torch.device("cpu")):
+        _ = torch.rand(()).item() * np.random.uniform() / 0  # noqa: NPY002
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpys).all()  # noqa: NPY002

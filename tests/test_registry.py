@@ -16,7 +16,7 @@ import pytest
 from pydantic import Field
 
 import xbench
-from xbench import registry
+from xbench import info, registry
 from xbench.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("own_names")
@@ -89,7 +89,7 @@ def test_names_are_segments_of_plain_characters(name: str) -> None:
         registry.method(name)(type("Mine", (), {}))
 
 
-@pytest.mark.parametrize("name", ["a", "captum/DeepLift", "cifar100/resnet18", "a.b-c_d/0"])
+@pytest.mark.parametrize("name", ["a", "library/Class", "cifar100/resnet18", "a.b-c_d/0"])
 def test_a_name_may_have_segments(name: str) -> None:
     made = registry.method(name)(type("Mine", (), {"__doc__": "A method."}))
     assert registry.find("methods", name) is made
@@ -497,3 +497,33 @@ def test_a_nested_entry_is_checked_kept_whole_and_part_of_the_identity() -> None
     ):
         with pytest.raises(UsageError, match=words):
             registry.make("methods", "inverted", wrong)
+
+
+# --- classes that are made on first use -----------------------------------------------------------
+
+
+def test_a_provided_class_is_made_when_it_is_named_and_not_when_it_is_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(registry._entries, "methods", dict(registry.entries("methods")))
+    made = []
+
+    def load() -> type:
+        made.append(1)
+        return registry.declared("there/Late", type("Late", (), {"__annotations__": {"size": int}}))
+
+    registry.provide("methods", "there/Late", load, origin="there", summary="Late of there.")
+    assert "there/Late         " in info.listing("methods")
+    assert registry.broken_plugins() == {}
+    assert not made
+    assert registry.make("methods", "there/Late", {"size": 3}).size == 3
+    with pytest.raises(UsageError, match="method 'there/Late' has no parameter 'sise'"):
+        registry.make("methods", "there/Late", {"sise": 3})
+
+
+def test_a_refused_name_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_refused", {})
+    registry.refuse("methods", "there/Never", "explains nothing")
+    with pytest.raises(UsageError, match="method 'there/Never' is not offered: it explains not"):
+        registry.find("methods", "there/Never")
+    assert registry.refusal("metrics", "there/Never") is None

@@ -6,6 +6,7 @@ an error.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -349,6 +350,55 @@ def _graph_nodes(output: Tensor) -> set[Any]:
         seen.add(node)
         waiting.extend(parent for parent, _ in node.next_functions)
     return seen
+
+
+# --- libraries ------------------------------------------------------------------------------------
+
+
+def operations_behind(output: Tensor) -> dict[Any, str]:
+    """Each node of the graph behind a tensor, with the name of its operation, such as ``Relu``.
+
+    A function of the network's own, defined in Python, has its class's name.
+    """
+    return {
+        node: re.sub(r"Backward\d*$", "", node.name()).rpartition("::")[2]
+        for node in _graph_nodes(output)
+    }
+
+
+@contextmanager
+def rerouted(module: nn.Module, through: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """A module whose output passes through a function on its way into the rest of the network."""
+    handle = module.register_forward_hook(lambda module, args, output: through(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every module has its attributes, children and hooks again.
+
+    Libraries that hook modules or replace them do not always clean up after an error.
+    """
+    kept = [
+        (module, dict(vars(module)), {k: v.copy() for k, v in vars(module).items() if _holds(v)})
+        for module in net.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                vars(module)[name].clear()  # the same object, which handles of hooks refer to
+                vars(module)[name].update(content)
+
+
+def _holds(value: object) -> bool:
+    return isinstance(value, dict | set)
 
 
 # --- attention ------------------------------------------------------------------------------------

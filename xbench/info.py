@@ -45,6 +45,9 @@ def _rows(kind: str) -> list[tuple[str, str]]:
         if entry.installed:  # its module is imported only where a suite names it
             rows.append((name, f"provided by {entry.origin}"))
             continue
+        if entry.summary:
+            rows.append((name, entry.summary))
+            continue
         try:
             rows.append((name, summary(entry.load())))
         except UsageError as error:
@@ -72,6 +75,9 @@ def description(name: str) -> str:
         (kind, entry) for kind in registry.KINDS if (entry := registry.entries(kind).get(name))
     ]
     if not found:
+        for kind in registry.KINDS:
+            if reason := registry.refusal(kind, name):
+                raise UsageError(reason)
         known = [known for kind in registry.KINDS for known in registry.entries(kind)]
         raise UsageError(f"nothing is registered as {name!r}{registry.suggestion(name, known)}")
     return "\n\n".join(_describe(entry) for _, entry in found)
@@ -121,6 +127,8 @@ def _type_words(kind: Any) -> str:
         return " ".join([_type_words(arguments[0]), " and ".join(bounds)]).strip()
     if get_origin(kind) is Literal:
         return " | ".join(map(repr, arguments))
+    if get_origin(kind) is tuple and arguments[-1] is ...:
+        return f"tuple of {_type_words(arguments[0])}"
     if get_origin(kind) is tuple:
         return f"tuple of {len(arguments)} {_type_words(arguments[0])}"
     if arguments:

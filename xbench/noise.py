@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,3 +71,25 @@ def normal(streams: Tensor, count: int) -> Tensor:
     )
     angle = words[:, half:].to(torch.float32) * (2.0 * math.pi * 2.0**-24)
     return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)[:, :count]
+
+
+@contextmanager
+def seeded(stream: int, device: torch.device) -> Iterator[None]:
+    """The global generators of torch and numpy begin at a stream here, and go on as before after.
+
+    For libraries that draw from them. They keep no more than 32 bits of the stream, and what they
+    draw depends on the device and the version.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    before = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(gpus):
+        seed = stream & 0xFFFFFFFF
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002

@@ -53,6 +53,7 @@ class Entry:
         load: gives the class; an installed plug-in is imported only here.
         package: first part of the class's module path.
         installed: whether an entry point promises it; its decorator then adds nothing.
+        summary: of an entry whose class is made on first use, so that listing need not make it.
     """
 
     kind: str
@@ -61,10 +62,12 @@ class Entry:
     load: Callable[[], type]
     package: str
     installed: bool = False
+    summary: str = ""
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 _broken: dict[str, str] = {}
+_refused: dict[tuple[str, str], str] = {}
 _scanned: set[str] = set()
 
 
@@ -92,9 +95,32 @@ def dataset(name: str) -> Callable[[T], T]:
     return lambda cls: _register("datasets", name, cls)
 
 
-def _register(kind: str, name: str, cls: T) -> T:
+def provide(kind: str, name: str, load: Callable[[], type], *, origin: str, summary: str) -> None:
+    """Register a name whose class is made, with :func:`declared`, when somebody asks for it."""
+    _add(Entry(kind, name, origin, load, origin.partition(".")[0], summary=summary))
+
+
+def refuse(kind: str, name: str, reason: str) -> None:
+    """Give the reason for which a name that users may expect stands for nothing."""
+    _refused[kind, name] = reason
+
+
+def refusal(kind: str, name: str) -> str | None:
+    """The reason why a name stands for nothing, if somebody gave one."""
+    entries(kind)
+    reason = _refused.get((kind, name))
+    return None if reason is None else f"{kind[:-1]} {name!r} is not offered: it {reason}"
+
+
+def declared(name: str, cls: T) -> T:
+    """The class as a frozen, strictly validated dataclass of that name."""
     made: Any = validated(frozen=True, config=_STRICT)(cls)
     made.name = name
+    return made  # type: ignore[no-any-return]
+
+
+def _register(kind: str, name: str, cls: T) -> T:
+    made: Any = declared(name, cls)
     package = cls.__module__.partition(".")[0]
     _add(Entry(kind, name, _origin(cls), lambda: made, package))
     return made  # type: ignore[no-any-return]
@@ -180,6 +206,8 @@ def broken_plugins() -> dict[str, str]:
     """Origin and error of each installed plug-in that cannot be imported or registered."""
     for kind in KINDS:
         for entry in entries(kind).values():
+            if entry.summary:
+                continue  # a library's, which is imported only where a suite names it
             try:
                 entry.load()
             except UsageError as error:
@@ -242,7 +270,8 @@ def find(kind: str, name: str) -> type:
     known = entries(kind)
     if name not in known:
         raise UsageError(
-            f"unknown {kind[:-1]} {name!r}{suggestion(name, known)} "
+            refusal(kind, name)
+            or f"unknown {kind[:-1]} {name!r}{suggestion(name, known)} "
             f"('xbench list {kind}' shows all)"
         )
     return known[name].load()
