@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +15,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from xbench.autograd import (
-    LayerFacts,
     Meter,
-    Replay,
     attention_in_graph,
     attention_weights,
     bias_terms,
     class_gradient,
     guided_relu,
-    last_feature_map,
-    layer_facts,
     module_at,
     operations_behind,
     prepared,
@@ -38,11 +33,8 @@ from xbench.testing import (
     SIDE,
     LinearNetwork,
     toy_batch,
-    toy_model,
     toy_network,
-    toy_transformer,
 )
-from xbench.types import Model
 
 IMAGES = toy_batch(4).images
 TARGET = torch.tensor([0, 1, 2, 3])
@@ -610,188 +602,6 @@ def test_fused_attention_is_seen_only_where_it_is_computed_in_steps() -> None:
     assert attention_weights(fused) == attention_weights(fused.detach()) == []
 
 
-# --- the last feature map -------------------------------------------------------------------------
-
-
-def test_the_last_feature_map_is_what_goes_into_the_pooling() -> None:
-    assert last_feature_map(toy_network(), IMAGES) == "3"
-
-
-def test_the_last_feature_map_of_blocks_is_the_outermost_module() -> None:
-    blocks = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
-    net = nn.Sequential(blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).double()
-    assert last_feature_map(net, IMAGES) == "0"
-
-
-def test_a_network_without_feature_maps_has_no_last_one() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 5)).double()
-    assert last_feature_map(net, IMAGES) is None
-
-
-def test_the_last_feature_map_is_found_without_weights() -> None:
-    with torch.device("meta"):
-        net = toy_network()
-        assert last_feature_map(net, torch.empty(1, 3, SIDE, SIDE, dtype=torch.float64)) == "3"
-
-
-@pytest.mark.parametrize("net", [toy_network(), toy_transformer().net], ids=["cnn", "transformer"])
-def test_looking_for_the_last_feature_map_leaves_no_trace(net: nn.Module) -> None:
-    before = facts(net)
-    last_feature_map(net, IMAGES)
-    with pytest.raises((RuntimeError, ValueError)):  # the network's own
-        last_feature_map(net, IMAGES[0, 0])
-    assert facts(net) == before
-
-
-# --- facts about layers ---------------------------------------------------------------------------
-
-
-def model_of(net: nn.Module, size: tuple[int, int] | None = (SIDE, SIDE)) -> Model:
-    return Model("mine", net.eval(), (0.0,) * 3, (1.0,) * 3, {}, size)
-
-
-def headed(head: Any) -> Model:
-    """The toy network's convolutions and a head that a test writes down."""
-
-    class Headed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            plain = toy_network()
-            self.body, self.norm = plain[:4], nn.BatchNorm2d(8).double()
-            self.conv = nn.Conv2d(8, 6, 3, padding=1).double()
-            self.drop, self.linear, self.last = nn.Dropout(), plain[6], nn.Linear(512, 5).double()
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = head(self, self.body(images))
-            return logits
-
-    return model_of(Headed())
-
-
-AFFINE = {
-    "pooling": lambda net, x: net.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1)),
-    "mean, dropout": lambda net, x: net.linear(net.drop(x.mean((2, 3)))),
-    "sum less a constant": lambda net, x: -net.linear(x.sum((2, 3))) - 3,
-    "flattened": lambda net, x: net.last(x.flatten(1)),
-    "tokens": lambda net, x: net.linear(x.flatten(2).transpose(1, 2)[:, 5]),
-    "convolution": lambda net, x: net.conv(x).mean((2, 3)),
-    "twice": lambda net, x: net.linear(x.mean((2, 3))) + net.last(x.flatten(1)),
-    "not at all": lambda net, x: net.linear(torch.zeros_like(x).mean((2, 3))),
-}
-CURVED = {
-    "relu": lambda net, x: net.linear(x.relu().mean((2, 3))),
-    "relu by a product": lambda net, x: net.linear((x * (x > 0)).mean((2, 3))),
-    "maximum": lambda net, x: net.linear(x.amax((2, 3))),
-    "square": lambda net, x: net.linear(x.square().mean((2, 3))),
-    "attention": lambda net, x: (x.flatten(2) @ x.flatten(2).mT).flatten(1)[:, :5],
-    "hidden": lambda net, x: net.linear(net.linear(x.mean((2, 3))).relu().repeat(1, 2)[:, :8]),
-    "softmax": lambda net, x: net.linear(x.mean((2, 3))).softmax(1),
-}
-
-
-@pytest.mark.parametrize("head", AFFINE.values(), ids=AFFINE.keys())
-def test_behind_affine_steps_the_logits_are_affine_in_the_layer(head: Any) -> None:
-    model = headed(head)
-    assert layer_facts(model, "body") == LayerFacts(8, affine=True)
-    with recording(model.net, ["body"]) as (kept, _):
-        logits = model.net(IMAGES)
-    (gradient,) = class_gradient(logits, TARGET, (kept["body"],))
-    for channel in range(8):  # so that the claim is what ablation needs: a drop by gradient x map
-        ablated = kept["body"].detach().clone()
-        ablated[:, channel] = 0
-        drop = logits - head(model.net, ablated)
-        expected = (gradient * kept["body"])[:, channel].sum((1, 2))
-        torch.testing.assert_close(drop.gather(1, TARGET[:, None])[:, 0], expected)
-
-
-@pytest.mark.parametrize("head", CURVED.values(), ids=CURVED.keys())
-def test_behind_a_step_that_bends_the_logits_are_not_affine(head: Any) -> None:
-    assert layer_facts(headed(head), "body") == LayerFacts(8, affine=False)
-
-
-def test_what_bends_before_the_layer_or_beside_it_does_not_matter() -> None:
-    def beside(net: Any, x: Tensor) -> Tensor:
-        kept = net.norm(x)
-        return net.linear((kept + x.relu().square()).mean((2, 3)))  # type: ignore[no-any-return]
-
-    assert layer_facts(headed(beside), "norm") == LayerFacts(8, affine=True)
-    assert layer_facts(headed(beside), "body") == LayerFacts(8, affine=False)
-
-
-def test_tokens_have_their_channels_last_and_are_not_called_affine() -> None:
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens, self.linear = nn.Linear(3, 7), nn.Linear(7, 5)
-
-        def forward(self, images: Tensor) -> Tensor:
-            tokens = self.tokens(images.flatten(2).transpose(1, 2))
-            return self.linear(tokens.mean(1))  # type: ignore[no-any-return]
-
-    assert layer_facts(model_of(Tokens()), "tokens") == LayerFacts(7, affine=False)
-
-
-def test_the_facts_need_no_weights_and_a_role_names_its_layer() -> None:
-    with torch.device("meta"):
-        sketch = toy_model()
-    assert layer_facts(sketch, "last_conv") == layer_facts(toy_model(), "3")
-    assert layer_facts(sketch, "last_conv") == LayerFacts(8, affine=True)
-
-
-def test_looking_for_facts_leaves_no_trace_and_is_not_counted() -> None:
-    net = toy_network().train()
-    before, random = facts(net), torch.random.get_rng_state()
-    with prepared(net) as meter, meter.padded(2, 3):
-        net(IMAGES)
-        counted = copy.copy(vars(meter))
-        layer_facts(Model("mine", net, (0.0,) * 3, (1.0,) * 3, {}, (SIDE, SIDE)), "3")
-        assert vars(meter) == counted
-    assert facts(net) == before
-    assert torch.equal(torch.random.get_rng_state(), random)
-
-
-def test_facts_are_looked_for_once_and_do_not_keep_a_network_alive() -> None:
-    calls = []
-    net = toy_network()
-    net.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(3):
-        layer_facts(model_of(net), "3")
-        with pytest.raises(Unsupported):
-            layer_facts(model_of(net), "nowhere")
-    assert len(calls) == 2
-    layer_facts(model_of(net, (8, 8)), "3")
-    assert len(calls) == 3
-    gone = weakref.ref(net)
-    del net
-    gc.collect()
-    assert gone() is None
-
-
-def test_without_the_images_size_there_are_no_facts() -> None:
-    model = model_of(toy_network(), None)
-    with pytest.raises(Unsupported, match=r"'mine' does not know the size of its images"):
-        layer_facts(model, "3")
-    assert layer_facts(model, "3", (3, SIDE, SIDE)) == LayerFacts(8, affine=True)
-
-
-def test_a_layer_that_cannot_be_recorded_has_no_facts() -> None:
-    with pytest.raises(Unsupported, match="layer 'relu' is called more than once"):
-        layer_facts(model_of(InPlace()), "relu")
-
-
-def test_a_network_with_tensors_beside_its_weights_is_told_what_to_do() -> None:
-    class Loose(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.shift = toy_network(), torch.ones(5, dtype=torch.float64)
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.net(images) + self.shift  # type: ignore[no-any-return]
-
-    with pytest.raises(Unsupported, match="must be parameters or buffers"):
-        layer_facts(model_of(Loose()), "net.3")
-
-
 # --- bias terms -----------------------------------------------------------------------------------
 
 
@@ -939,179 +749,6 @@ def test_a_batch_normalisation_that_does_more_is_refused() -> None:
     ):
         pass
     assert facts(net) == before
-
-
-# --- what follows a layer -------------------------------------------------------------------------
-
-
-class Gate(nn.Module):
-    """Returns a tuple of what it is given, and of a second tensor with no axis for images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((), 0.5, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        return x, {"scale": self.scale * 1, "kept": [x.sigmoid()], "name": "gate"}
-
-
-class Residual(nn.Module):
-    """Two convolutions beside a by-pass; the activation module is called before and after each."""
-
-    def __init__(self, relu: nn.Module) -> None:
-        super().__init__()
-        self.relu = relu
-        self.a = nn.Conv2d(6, 6, 3, padding=1).double()
-        self.b = nn.Conv2d(6, 6, 3, padding=1).double()
-        self.gate = Gate()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, others = self.gate(self.relu(self.a(x)))
-        y = self.relu(self.b(functional.relu_(y)))
-        return self.relu(x * others["scale"] + y * others["kept"][0])  # type: ignore[no-any-return]
-
-
-class Named(nn.ModuleDict):
-    """A dictionary of modules that is called itself, as DenseNet's blocks are."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: list[Tensor] = [x]
-        for module in self.values():
-            found.append(module(sum(found)))
-        return sum(found[1:], x)
-
-
-class Skips(nn.Module):
-    """By-passes of every kind: around blocks, from the stem and from the images to the head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.relu = nn.ReLU()
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1).double(), self.relu)
-        named = Named({"one": Residual(self.relu), "two": Residual(self.relu)})
-        self.blocks = nn.Sequential(named, *(Residual(self.relu) for _ in range(3)))
-        self.more = nn.ModuleList(Residual(self.relu) for _ in range(3))
-        self.linear = nn.Linear(6, 5).double()
-
-    def forward(self, images: Tensor) -> Tensor:
-        stem = self.stem(images)
-        x = self.blocks(stem)
-        for block in self.more:
-            x = x + block(x)
-        x = x + 0.1 * stem + images.mean(1, keepdim=True)
-        return self.linear(x.square().mean((2, 3)))  # type: ignore[no-any-return]
-
-
-SKIPS = ("stem.0", "blocks", "blocks.0", "blocks.0.two", "blocks.0.one.b", "blocks.2", "blocks.2.a",
-         "blocks.2.b", "more.1", "more.1.b")  # fmt: skip
-
-
-def by_hook(net: nn.Module, path: str, features: Tensor, images: Tensor) -> Tensor:
-    """Logits of a whole forward in which a layer's output is replaced."""
-    handle = module_at(net, path).register_forward_hook(lambda *_: features)
-    try:
-        logits: Tensor = net(images)
-    finally:
-        handle.remove()
-    return logits
-
-
-@pytest.mark.parametrize("path", SKIPS)
-@torch.no_grad()
-def test_a_replay_is_a_forward_with_the_layers_output_replaced(path: str) -> None:
-    net = Skips().eval()
-    with recording(net, [path]) as (kept, _):
-        logits = net(IMAGES)
-    replay = Replay(model_of(net), path, IMAGES)
-    torch.testing.assert_close(replay.output, kept[path], rtol=0, atol=1e-12)
-    of = torch.tensor([2, 0, 0, 3, 1, 2, 1])
-    features = kept[path][of] * torch.rand(7, 6, 1, 1, dtype=torch.float64)
-    expected = by_hook(net, path, features, IMAGES[of])
-    assert (expected - logits[of]).abs().max() > 1e-6
-    torch.testing.assert_close(replay(features, of), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("path", SKIPS)
-@torch.no_grad()
-def test_a_replay_runs_no_convolution_that_comes_before_the_layer(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    net = Skips().eval()
-    convs = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
-    behind = max(at for at, name in enumerate(convs) if name.startswith(path)) + 1
-    replay = Replay(model_of(net), path, IMAGES)
-    calls = []
-    usual = nn.Conv2d._conv_forward
-    monkeypatch.setattr(
-        nn.Conv2d, "_conv_forward", lambda *args: (calls.append(args[0]), usual(*args))[1]
-    )
-    replay(replay.output, torch.arange(4))
-    assert len(calls) == len(convs) - behind
-
-
-@torch.no_grad()
-def test_a_replay_keeps_no_record_that_only_a_sequence_would_see() -> None:
-    replay = Replay(model_of(Skips().eval()), "blocks.3.b", IMAGES)
-    kept = [module for module, records in replay._before.items() if records]
-    blocks = [module for module in kept if isinstance(module, Residual)]
-    assert len(blocks) == 1  # the one whose output goes into the layer's own block
-
-
-@pytest.mark.parametrize("path", SKIPS)
-def test_a_replay_leaves_the_network_as_it_was(path: str) -> None:
-    net = Skips().eval()
-    before, own = facts(net), [dict(vars(module)) for module in net.modules()]
-    replay = Replay(model_of(net), path, IMAGES)
-    with pytest.raises((RuntimeError, IndexError)):
-        replay(replay.output[:, :1, :1], torch.tensor([7]))
-    assert facts(net) == before
-    assert [dict(vars(module)) for module in net.modules()] == own
-    net.blocks.forward = forward = lambda x: x  # somebody else's, which must come back
-    Replay(model_of(net), path if path.startswith("stem") else "more.1", IMAGES)
-    assert net.blocks.forward is forward
-
-
-@torch.no_grad()
-def test_replays_are_counted_as_forwards() -> None:
-    net = toy_network()
-    with prepared(net) as meter:
-        replay = Replay(model_of(net), "1", IMAGES)
-        assert meter.forward == 8
-        replay(replay.output[:3], torch.arange(3))
-        assert meter.forward == 11
-
-
-@pytest.mark.parametrize(
-    ("path", "forward", "message"),
-    [
-        ("relu", None, "'relu' is not called just once"),
-        ("blocks.1.gate", None, "'blocks.1.gate' is not called just once, for one tensor"),
-        ("idle", None, "'idle' is not called just once"),
-        ("blocks", lambda x: x - x.mean(0), "cannot be run alone"),
-        ("blocks", lambda x: x * torch.rand(()), "cannot be run alone"),
-    ],
-    ids=["twice", "tuple", "never", "others", "chance"],
-)
-@torch.no_grad()
-def test_a_layer_that_cannot_be_replayed_is_refused(path: str, forward: Any, message: str) -> None:
-    net = Skips().eval()
-    net.idle = nn.Identity()
-    if forward is not None:
-        net.linear.forward = lambda x, usual=net.linear.forward: forward(usual(x))
-        # else the toy's differences would hide beneath the size of its bias
-        net.linear.bias.zero_()
-    with pytest.raises(Unsupported, match=message):
-        Replay(model_of(net), path, IMAGES)
-
-
-@torch.no_grad()
-def test_an_image_with_nan_replays_as_nan_alone() -> None:
-    images = IMAGES.clone()
-    images[1] = torch.nan
-    replay = Replay(model_of(Skips().eval()), "blocks.1", images)
-    found = replay(replay.output, torch.arange(4))
-    assert found.isnan().any(1).tolist() == [False, True, False, False]
 
 
 # --- libraries ------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ ORDER = (
     "registry",
     # one network and one batch
     "autograd",
+    "layers",
+    "replay",
     "calls",
     "probe",
     "masking",

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 import xbench
 from xbench import registry
-from xbench.autograd import last_feature_map, prepared
+from xbench.autograd import prepared
 from xbench.errors import Unsupported
 from xbench.features import FeatureLayout
+from xbench.layers import last_feature_map
 from xbench.methods.attention import Attentions, SelfAttention, _token_layout
 from xbench.models.loading import describe_layers
 from xbench.plan import batch_needs

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xbench import autograd, registry
-from xbench.autograd import LayerFacts, Meter, prepared
+from xbench import registry
+from xbench.autograd import Meter, prepared
 from xbench.errors import Unsupported
+from xbench.layers import LayerFacts
 from xbench.methods import channels
 from xbench.methods.channels import AblationCAM, ChannelDrops, ScoreCAM
 from xbench.plan import batch_needs
 from xbench.probe import LayerActivation, Logits, Probe, method_cost
+from xbench.replay import Replay
 from xbench.testing import toy_batch, toy_model
 from xbench.types import Batch, Model, Passes
 
@@ -279,7 +281,7 @@ def test_memory_that_runs_out_in_a_replay_halves_the_chunk_and_changes_no_number
     model.net.outer.forward = narrow
     with probing(AblationCAM(), model) as (probe, meter):
         assert probe.probability.isfinite().all()
-        replay = autograd.Replay(model, "inner", probe.inputs)
+        replay = Replay(model, "inner", probe.inputs)
         before, most = meter.forward, 3
         steps = channels._ablated(replay.output, 1, "zero")
         left = channels.row_scores(probe, steps, replay, read=channels.target_logit)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import registry
-from .autograd import Meter, last_feature_map, module_at, prepared
+from .autograd import Meter, module_at, prepared
 from .errors import UsageError
+from .layers import last_feature_map
 from .plan import batch_needs
 from .probe import Explanation, Need, Probe, filled
 from .scoring import evaluated

@@ -7,12 +7,10 @@ an error.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from .errors import Unpriced, Unsupported, UsageError
-from .features import FeatureLayout
-from .types import Model
+from .errors import Unsupported, UsageError
 
 _UNSEEN = "takes no part in the forward"
 _UNGUIDED = {
@@ -246,7 +242,7 @@ def guided_relu(
             ``allow_no_relu`` is false.
     """
     rectifiers = []
-    for node in _graph_nodes(logits):
+    for node in graph_nodes(logits):
         kind = node.name().rpartition("::")[2]
         if kind == "ReluBackward0" or (kind == "HardtanhBackward0" and node._saved_min_val == 0):
             rectifiers.append(node)
@@ -339,7 +335,7 @@ def _bias(module: nn.Module) -> Tensor | None:
     return shift
 
 
-def _graph_nodes(output: Tensor) -> set[Any]:
+def graph_nodes(output: Tensor) -> set[Any]:
     """The nodes of the graph behind a tensor."""
     seen: set[Any] = set()
     waiting = [output.grad_fn]
@@ -362,7 +358,7 @@ def operations_behind(output: Tensor) -> dict[Any, str]:
     """
     return {
         node: re.sub(r"Backward\d*$", "", node.name()).rpartition("::")[2]
-        for node in _graph_nodes(output)
+        for node in graph_nodes(output)
     }
 
 
@@ -419,15 +415,15 @@ def attention_weights(logits: Tensor) -> list[tuple[Tensor, GradientEdge]]:
     :func:`attention_in_graph` is found in the graph.
     """
     return [
-        (node._saved_result.detach(), GradientEdge(node, 0)) for node in _attention_nodes(logits)
+        (node._saved_result.detach(), GradientEdge(node, 0)) for node in attention_nodes(logits)
     ]
 
 
-def _attention_nodes(logits: Tensor) -> list[Any]:
+def attention_nodes(logits: Tensor) -> list[Any]:
     """The graph's softmaxes over the last of three or more axes, in the order of the forward."""
     found = [
         node
-        for node in _graph_nodes(logits)
+        for node in graph_nodes(logits)
         if node.name() in _SOFTMAXES
         and (axes := node._saved_result.ndim) >= 3
         and node._saved_dim in (axes - 1, 2**64 - 1)  # the axis -1, stored without a sign
@@ -446,11 +442,11 @@ def _now() -> int:
         return _time(torch.ones((), requires_grad=True).clone().grad_fn)
 
 
-# --- the last feature map -------------------------------------------------------------------------
+# --- dry runs -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Call:
+class ModuleCall:
     """One call of a module in a dry run, with the times of its graph."""
 
     path: str
@@ -460,52 +456,13 @@ class _Call:
     shape: tuple[int, ...]
 
 
-def last_feature_map(net: nn.Module, inputs: Tensor) -> str | None:
-    """Path of the last module that returns feature maps larger than 1 x 1, pooling layers aside.
-
-    It is what Grad-CAM's authors and users mean by the last convolutional layer, with what follows
-    it up to the pooling. Tokens are feature maps where as many attend to each other. After the last
-    attention the logits may read the class token alone, and no other token has a gradient; so where
-    there are such prefix tokens, it is the last layer before that attention, which in a vision
-    transformer is the last block's first norm. A dry run finds it; on the meta device it computes
-    nothing.
-    """
-    with torch.no_grad():
-        calls, attentions = _dry_run(net, inputs)
-    if any(len(call.shape) == 3 for call in calls):  # tokens, perhaps: a graph shows attention
-        with torch.enable_grad():
-            calls, attentions = _dry_run(net, inputs)
-    tokens = {count for weights, _, _ in attentions for count in weights[-2:]}
-    pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout2d)
-    found: list[tuple[_Call, FeatureLayout]] = []
-    for call in calls:
-        is_loose = len(call.shape) == 3 and call.shape[1] not in tokens
-        if is_loose or isinstance(call.module, pooling):
-            continue
-        try:
-            layout = FeatureLayout.of(call.shape, inputs.shape)
-        except Unsupported:
-            continue
-        if layout.positions > 1:
-            found.append((call, layout))
-    if not found:
-        return None
-    last, layout = found[-1]
-    for _, entered, left in attentions[-1:]:
-        inside = entered < last.entered and last.left < left
-        before = [call for call, _ in found if call.left <= entered]
-        if before and (layout.prefix or inside):
-            last = before[-1]
-    return last.path
-
-
-def _dry_run(
+def dry_run(
     net: nn.Module, inputs: Tensor
-) -> tuple[list[_Call], list[tuple[tuple[int, ...], int, int]]]:
+) -> tuple[list[ModuleCall], list[tuple[tuple[int, ...], int, int]]]:
     """All calls as they ended, and of each attention in the graph its weights' shape, and when the
     module around it was entered and left.
     """
-    calls: list[_Call] = []
+    calls: list[ModuleCall] = []
     entered: list[int] = []
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -514,7 +471,7 @@ def _dry_run(
     def leave(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             shape = tuple(output.shape) if isinstance(output, Tensor) else ()
-            calls.append(_Call(path, module, entered.pop(), _now(), shape))
+            calls.append(ModuleCall(path, module, entered.pop(), _now(), shape))
 
         return hook
 
@@ -531,7 +488,7 @@ def _dry_run(
         for handle in handles:
             handle.remove()
     attentions = []
-    for node in _attention_nodes(logits):
+    for node in attention_nodes(logits):
         time, shape = _time(node), tuple(node._saved_result.shape)
         # a module that returns the weights is the softmax itself, not the attention around it
         around = [c for c in calls if c.entered < time < c.left and c.shape != shape]
@@ -540,153 +497,8 @@ def _dry_run(
     return calls, attentions
 
 
-# --- facts about layers ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LayerFacts:
-    """What the cost of a method depends on.
-
-    Args:
-        channels: of the layer's feature maps.
-        affine: whether the logits are an affine function of the feature maps, as behind average
-            pooling and a linear layer. A change of the maps then moves a logit by exactly its
-            product with the gradient. Never claimed of tokens, of which some are no part of a map.
-    """
-
-    channels: int
-    affine: bool
-
-
-_AFFINE = {
-    *("torch::autograd::AccumulateGrad", "Clone", "ToCopy", "Add", "Sub", "Neg", "Sum", "Mean"),
-    *("AdaptiveAvgPool2D", "AvgPool2D", "ConstantPadNd", "Cat", "Stack"),
-    *("View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Expand"),
-    *("Squeeze", "Unsqueeze", "Select", "Slice", "Split", "SplitWithSizes", "Unbind", "AsStrided"),
-}
-"""Nodes that are affine in all their inputs together."""
-
-_FACTORS = {"Mm": (0, 1), "Bmm": (0, 1), "Addmm": (1, 2), "Baddbmm": (1, 2), "Convolution": (0, 1)}
-"""Nodes that are affine as long as only one of these inputs depends on the layer.
-
-Elementwise products are not among them: ``x * (x > 0)`` is a ReLU whose graph does not show it.
-"""
-
-_known_facts: WeakKeyDictionary[
-    nn.Module, dict[Any, LayerFacts | tuple[type[Unsupported], str]]
-] = WeakKeyDictionary()
-
-
-def layer_facts(model: Model, layer: str, image: Sequence[int] | None = None) -> LayerFacts:
-    """Facts about a layer, a role or a module path.
-
-    A dry run on the meta device tells them, without a look at the weights, so that a plan's sketch
-    and the loaded network give the same answer. It is not counted, and done once for each network.
-
-    Args:
-        image: shape (C, H, W) of the images; by default one channel for each of the model's means
-            and the model's size.
-
-    Raises:
-        Unpriced: if the model does not know the size of its images, or if the network cannot run on
-            the meta device.
-        Unsupported: if the layer cannot be recorded, or has no feature maps.
-    """
-    if image is None:
-        image = _image_shape(model)
-    path, shape = model.layer(layer), (1, *image)
-    known = _known_facts.setdefault(model.net, {})
-    if (path, shape) not in known:
-        try:
-            known[path, shape] = _found_facts(model.net, path, shape)
-        except Unsupported as error:
-            # the error itself would keep the network alive
-            known[path, shape] = type(error), str(error)
-    found = known[path, shape]
-    if isinstance(found, tuple):
-        kind, words = found
-        raise kind(words)
-    return found
-
-
-def _found_facts(net: nn.Module, path: str, shape: tuple[int, ...]) -> LayerFacts:
-    with recording(net, [path]) as (kept, refused):
-        logits = _without_weights(net, shape)
-    if path in refused:
-        raise Unsupported(f"layer {path!r} {refused[path]}")
-    output = kept[path]
-    try:
-        layout = FeatureLayout.of(output.shape, shape)
-    except Unsupported as error:
-        raise Unsupported(f"layer {path!r} {error}") from None
-    affine = layout.kind != "tokens" and _is_affine(logits)
-    return LayerFacts(output.shape[layout.channel_axis], affine)
-
-
-def attention_shapes(model: Model) -> list[tuple[int, ...]]:
-    """Shapes of the weights of every attention for one image, in the order of the forward.
-
-    Found as :func:`layer_facts` are, with the same errors.
-    """
-    image = _image_shape(model)
-    with attention_in_graph():
-        logits = _without_weights(model.net, (1, *image), requires_grad=True)
-    return [tuple(node._saved_result.shape) for node in _attention_nodes(logits)]
-
-
-def _image_shape(model: Model) -> tuple[int, ...]:
-    if model.size is None:
-        raise Unpriced(
-            f"model {model.name!r} does not know the size of its images, on which this cost "
-            "depends; give it: Model(..., size=(height, width))"
-        )
-    return (len(model.mean), *model.size)
-
-
-def _without_weights(
-    net: nn.Module, shape: tuple[int, ...], *, requires_grad: bool = False
-) -> Tensor:
-    """Logits on the meta device, with their graph; nothing is computed, counted or changed."""
-    state = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in (*net.named_parameters(), *net.named_buffers())
-    }
-    floating = [value.dtype for value in state.values() if value.is_floating_point()]
-    with (
-        torch.device("meta"),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        _uncounted(net),
-    ):
-        example = torch.empty(shape, dtype=floating[0] if floating else None)
-        example.requires_grad_(requires_grad)
-        try:
-            # a copy of a copy, as a network may work on its input in place, but on no leaf
-            logits: Tensor = torch.func.functional_call(net, state, (example.clone(),))
-        except Exception as error:  # whatever the network's own forward raises
-            raise Unpriced(
-                f"the network cannot run without its weights, which tells the cost of a layer "
-                f"({type(error).__name__}: {str(error)[:200]}); tensors that its forward uses must "
-                "be parameters or buffers"
-            ) from error
-    return logits
-
-
-def _is_affine(output: Tensor) -> bool:
-    """Whether the graph behind a tensor holds nothing but affine steps."""
-    for node in _graph_nodes(output):
-        name = node.name().rstrip("0123456789").removesuffix("Backward")
-        if name in _FACTORS:
-            inputs = [parent for parent, _ in node.next_functions]
-            if sum(inputs[at] is not None for at in _FACTORS[name]) > 1:
-                return False
-        elif name not in _AFFINE:
-            return False
-    return True
-
-
 @contextmanager
-def _uncounted(net: nn.Module) -> Iterator[None]:
+def uncounted(net: nn.Module) -> Iterator[None]:
     """What runs inside does not show on the network's meters."""
     owners = (getattr(hook, "__self__", None) for hook in net._forward_hooks.values())
     meters = [(owner, dict(vars(owner))) for owner in owners if isinstance(owner, Meter)]
@@ -695,175 +507,3 @@ def _uncounted(net: nn.Module) -> Iterator[None]:
     finally:
         for meter, before in meters:
             vars(meter).update(before)
-
-
-# --- what follows a layer -------------------------------------------------------------------------
-
-
-class Replay:
-    """What follows a layer, run again with other feature maps in the layer's place.
-
-    One forward records what the modules before the layer return. In a replay they give their
-    records instead of running, and the layer gives the feature maps; all else runs as ever, so that
-    by-passes around the layer and modules that are called before and after it stay right.
-
-    Args:
-        model, layer: as in :func:`layer_facts`.
-        inputs: (N, 3, H, W), recorded. That is one forward, and another replays it as a check.
-
-    Attributes:
-        output: the layer's output, (N, ...).
-
-    Raises:
-        Unsupported: if the layer is not called just once, for a tensor, or if the replay does not
-            find the logits again, as where rows depend on one another.
-    """
-
-    def __init__(self, model: Model, layer: str, inputs: Tensor) -> None:
-        self._model, self._path, self._inputs = model, model.layer(layer), inputs
-        *above, self._layer = _modules_along(model.net, self._path)
-        passed = set(_passed_by(model.net, above, self._layer))
-        own = {*above, self._layer}
-        self._before = {
-            module: None if module in passed else list[Any]()
-            for parent in above
-            for module in _called(parent.children())
-            if module not in own
-        }
-        with torch.no_grad():
-            logits, images = self._recorded(), torch.arange(len(inputs), device=inputs.device) // 2
-            again = self(self.output[images], images)
-        near = 1e-3 * float(logits.nan_to_num(0, 0, 0).abs().amax())  # far above any rounding
-        if not torch.allclose(again, logits[images], rtol=0, atol=near, equal_nan=True):
-            raise Unsupported(
-                f"what follows layer {self._path!r} cannot be run alone: other images or chance "
-                "take part in its forward; choose another layer"
-            )
-
-    def __call__(self, features: Tensor, images: Tensor) -> Tensor:
-        """Logits (R, K) of feature maps (R, ...) in place of the output for images (R,)."""
-        count = len(self._inputs)
-        if _channels_are_last(self.output):  # one layout, on which rounding depends
-            features = features.contiguous(memory_format=torch.channels_last)
-
-        def again(module: nn.Module, records: list[Any] | None) -> Callable[..., Any]:
-            if records is None:
-                return lambda first, *rest, **named: first
-            left, usual = iter(records), module.forward
-            nothing = object()
-
-            def forward(*args: Any, **named: Any) -> Any:
-                record = next(left, nothing)
-                if record is nothing:
-                    return usual(*args, **named)
-                return _each_tensor(record, lambda value: _rows_of(value, images, count))
-
-            return forward
-
-        forwards = {module: again(module, records) for module, records in self._before.items()}
-        with _forwards({**forwards, self._layer: lambda *args, **named: features}):
-            return self._model.logits(self._inputs[images])
-
-    def _recorded(self) -> Tensor:
-        """The logits, while records are taken."""
-        busy = False
-        outputs: list[Any] = []
-
-        def record(module: nn.Module, records: list[Any] | None) -> Callable[..., Any]:
-            usual = module.forward
-
-            def forward(*args: Any, **named: Any) -> Any:
-                nonlocal busy
-                if busy or (outputs and module is not self._layer):
-                    return usual(*args, **named)  # within a recorded module, or after the layer
-                busy = True
-                try:
-                    output = usual(*args, **named)
-                finally:
-                    busy = False
-                if records is None:
-                    return output
-                records.append(output)
-                # a later in-place step would overwrite what we keep
-                return _each_tensor(output, Tensor.clone)
-
-            return forward
-
-        called = {**self._before, self._layer: outputs}
-        with _forwards({module: record(module, records) for module, records in called.items()}):
-            logits = self._model.logits(self._inputs)
-        if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
-            raise Unsupported(f"layer {self._path!r} is not called just once, for one tensor")
-        self.output = outputs[0]
-        return logits
-
-
-def _modules_along(net: nn.Module, path: str) -> list[nn.Module]:
-    """The network, the modules around a module, and itself."""
-    module_at(net, path)
-    parts = path.split(".")
-    return [net.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
-
-
-def _called(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Modules that are called; those without a forward, such as lists, stand for theirs."""
-    for module in modules:
-        if type(module).forward is nn.Module.forward:
-            yield from _called(module.children())
-        else:
-            yield module
-
-
-def _passed_by(net: nn.Module, above: Sequence[nn.Module], layer: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose output only their successor in a Sequential sees, which gives a record itself.
-
-    They need no record; those of a whole VGG would fill the memory.
-    """
-    times = Counter(id(module) for _, module in net.named_modules(remove_duplicate=False))
-    for parent, following in zip(above, (*above[1:], layer), strict=True):
-        if type(parent).forward is nn.Sequential.forward:
-            children = list(parent.children())
-            place = children.index(following)
-            last = place if following is layer else place - 1
-            yield from (child for child in children[: max(last, 0)] if times[id(child)] == 1)
-
-
-@contextmanager
-def _forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other functions in place of the modules' own ``forward``."""
-    before = [(module, vars(module).get("forward")) for module in replaced]
-    try:
-        for module, forward in replaced.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, own in before:
-            if own is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = own
-
-
-def _each_tensor(value: Any, act: Callable[[Tensor], Tensor]) -> Any:
-    """A module's output with each tensor in it changed."""
-    if isinstance(value, Tensor):
-        return act(value)
-    if isinstance(value, dict):
-        return type(value)((key, _each_tensor(item, act)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        items = [_each_tensor(item, act) for item in value]
-        return items if isinstance(value, list) else tuple.__new__(type(value), items)
-    return value
-
-
-def _rows_of(value: Tensor, images: Tensor, count: int) -> Tensor:
-    """The rows of these images, of a tensor with one row for each, or one for all."""
-    if not value.ndim or len(value) != count:
-        return value.clone()
-    if _channels_are_last(value):
-        return value.movedim(1, -1)[images].movedim(-1, 1)  # indexing alone would lay them out anew
-    return value[images]
-
-
-def _channels_are_last(value: Tensor) -> bool:
-    return value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..autograd import attention_in_graph, attention_shapes, attention_weights, class_gradient
+from ..autograd import attention_in_graph, attention_weights, class_gradient
 from ..errors import Unsupported
 from ..features import FeatureLayout
+from ..layers import attention_shapes
 from ..maps import Upsampling, upsample
 from ..probe import Logits, Need, Probe
 from ..registry import method

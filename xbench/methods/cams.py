@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..autograd import layer_facts
 from ..errors import Unsupported
+from ..layers import layer_facts
 from ..maps import (
     CamSign,
     Channels,

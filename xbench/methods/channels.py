@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..autograd import LayerFacts, Replay, layer_facts
 from ..features import FeatureLayout
+from ..layers import LayerFacts, layer_facts
 from ..maps import CamSign, Scaling, Upsampling, cam_map, unit_range, upsample, weighted_sum
 from ..masking import (
     BaselineImage,
@@ -26,6 +26,7 @@ from ..masking import (
 )
 from ..probe import LayerActivation, LayerGradient, Logits, Need, Probe, probability
 from ..registry import method
+from ..replay import Replay
 from ..types import Model, Passes
 
 TINY = 1e-6

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..autograd import last_feature_map, prepared
+from ..autograd import prepared
 from ..errors import BadWeights, UsageError
+from ..layers import last_feature_map
 from ..types import Model, Network
 
 
