@@ -13,6 +13,7 @@ Every reduction keeps the image axis, so that a map depends on its own image onl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -67,6 +68,27 @@ def cam_map(
     if scaling == "none":
         return upsample(kept, like, upsampling)
     return unit_range(upsample(unit_range(kept, PGC_EPSILON), like, upsampling), PGC_EPSILON)
+
+
+@dataclass(frozen=True)
+class CamParts:
+    """The parameters that class activation maps share.
+
+    Args:
+        layer: role or module path.
+        sign: "positive" keeps the positive part, as published; "signed" keeps all.
+        upsampling: how the layer's h x w grow to H x W.
+        scaling: "none" returns raw maps; "pgc" scales twice, as pytorch-grad-cam does.
+    """
+
+    layer: str = "last_conv"
+    sign: CamSign = "positive"
+    upsampling: Upsampling = "bilinear"
+    scaling: Scaling = "none"
+
+    def grown(self, small: Tensor, like: Tensor) -> Tensor:
+        """(N, h, w) to the (N, H, W) of ``like``."""
+        return cam_map(small, like, self.sign, self.upsampling, self.scaling)
 
 
 def weighted_sum(weight: Tensor, activation: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from . import (
     attention,
     cams,
-    channels,
     controls,
     full_grad,
+    gradient_free,
     gradients,
     libraries,
     opti_cam,
@@ -16,9 +16,9 @@ from . import (
 __all__ = [
     "attention",
     "cams",
-    "channels",
     "controls",
     "full_grad",
+    "gradient_free",
     "gradients",
     "libraries",
     "opti_cam",

@@ -17,11 +17,8 @@ from torch import Tensor
 from ..errors import Unsupported
 from ..layers import layer_facts
 from ..maps import (
-    CamSign,
+    CamParts,
     Channels,
-    Scaling,
-    Upsampling,
-    cam_map,
     levelled,
     reduced,
     weighted_sum,
@@ -35,28 +32,7 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Cam:
-    """What class activation maps share; maps are (N, H, W).
-
-    Args:
-        layer: role or module path.
-        sign: "positive" keeps the positive part, as published; "signed" keeps all.
-        upsampling: how the layer's h x w grow to H x W, :data:`xbench.maps.Upsampling`.
-        scaling: "none" returns raw maps; "pgc" scales twice, as pytorch-grad-cam does.
-    """
-
-    layer: str = "last_conv"
-    sign: CamSign = "positive"
-    upsampling: Upsampling = "bilinear"
-    scaling: Scaling = "none"
-
-    def grown(self, small: Tensor, probe: Probe) -> Tensor:
-        """(N, h, w) to (N, H, W)."""
-        return cam_map(small, probe.inputs, self.sign, self.upsampling, self.scaling)
-
-
-@dataclass(frozen=True)
-class GradientCam(Cam):
+class GradientCam(CamParts):
     """A class activation map of nothing but a layer's activation and its gradient."""
 
     @property
@@ -64,7 +40,7 @@ class GradientCam(Cam):
         return (LayerGradient(self.layer),)
 
     def __call__(self, probe: Probe) -> Tensor:
-        return self.grown(self.cam(*probe[LayerGradient(self.layer)]), probe)
+        return self.grown(self.cam(*probe[LayerGradient(self.layer)]), probe.inputs)
 
     def cam(self, activation: Tensor, gradient: Tensor) -> Tensor:
         """(N, C, h, w) twice to (N, h, w), before sign, upsampling and scaling."""
@@ -103,7 +79,7 @@ class CAM(GradientCam):
                 f"{activation.shape[2]} x {activation.shape[3]} positions have different weights; "
                 "hires_cam works there"
             )
-        return self.grown(self.cam(activation, gradient), probe)
+        return self.grown(self.cam(activation, gradient), probe.inputs)
 
     def cam(self, activation: Tensor, gradient: Tensor) -> Tensor:
         return weighted_sum(gradient.sum((2, 3)), activation)
@@ -218,7 +194,7 @@ class LayerCAM(GradientCam):
 
 
 @method("eigen_cam")
-class EigenCAM(Cam):
+class EigenCAM(CamParts):
     """Eigen-CAM: positions projected on the first singular vector of the activations; (N, H, W).
 
     With a row of channels per position, activations = U S V^T; the map is activations times the
@@ -245,7 +221,7 @@ class EigenCAM(Cam):
         return (LayerActivation(self.layer),)
 
     def __call__(self, probe: Probe) -> Tensor:
-        return self.grown(self.cam(probe[LayerActivation(self.layer)]), probe)
+        return self.grown(self.cam(probe[LayerActivation(self.layer)]), probe.inputs)
 
     def cam(self, activation: Tensor) -> Tensor:
         """(N, C, h, w) to (N, h, w), before sign, upsampling and scaling."""
@@ -293,7 +269,7 @@ def _first_component(features: Tensor, *, centred: bool) -> Tensor:
 
 
 @method("smooth_grad_cam_plus_plus")
-class SmoothGradCAMPlusPlus(Cam):
+class SmoothGradCAMPlusPlus(CamParts):
     """Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy images; (N, H, W), >= 0.
 
     The means over noisy images of g, g^2 and g^3 stand for the three derivatives of Grad-CAM++; the
@@ -324,7 +300,8 @@ class SmoothGradCAMPlusPlus(Cam):
         ratio = third / second.where(second != 0, 1)
         denominator = 2 + ratio * activation.sum((2, 3), keepdim=True)
         weight = first.relu() / denominator.where(denominator != 0, 1)
-        return self.grown(weighted_sum(weight.sum((2, 3)).to(activation.dtype), activation), probe)
+        cam = weighted_sum(weight.sum((2, 3)).to(activation.dtype), activation)
+        return self.grown(cam, probe.inputs)
 
 
 @method("guided_grad_cam")
@@ -352,5 +329,5 @@ class GuidedGradCAM(GradCAM):
         return (LayerGradient(self.layer), GuidedGradient(self.allow_no_relu))
 
     def __call__(self, probe: Probe) -> Tensor:
-        cam = self.grown(self.cam(*probe[LayerGradient(self.layer)]), probe)
+        cam = self.grown(self.cam(*probe[LayerGradient(self.layer)]), probe.inputs)
         return reduced(cam[:, None] * probe[GuidedGradient(self.allow_no_relu)], self.channels)

@@ -17,8 +17,8 @@ from xbench import registry
 from xbench.autograd import Meter, prepared
 from xbench.errors import Unsupported
 from xbench.layers import LayerFacts
-from xbench.methods import channels
-from xbench.methods.channels import AblationCAM, ChannelDrops, ScoreCAM
+from xbench.methods import gradient_free
+from xbench.methods.gradient_free import AblationCAM, ChannelDrops, ScoreCAM
 from xbench.plan import batch_needs
 from xbench.probe import LayerActivation, Logits, Probe, method_cost
 from xbench.replay import Replay
@@ -156,7 +156,7 @@ def test_a_constant_channel_has_no_weight_in_score_cam() -> None:
         probe.explain(method)
         assert (probe[LayerActivation()][:, 3] == 0.7).all()
         chance, _ = probe[method.scores]
-        alone = probe[channels.BaselineProbability("black")]
+        alone = probe[gradient_free.BaselineProbability("black")]
         assert torch.equal(chance[:, 3], alone)
 
 
@@ -190,7 +190,7 @@ def test_a_drop_is_what_a_whole_forward_without_the_channel_loses(make: Any, lay
 
 def test_the_closed_form_is_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = drops(toy_model(), "last_conv")
-    monkeypatch.setattr(channels, "layer_facts", lambda *_: LayerFacts(8, affine=False))
+    monkeypatch.setattr(gradient_free, "layer_facts", lambda *_: LayerFacts(8, affine=False))
     replayed = drops(toy_model(), "last_conv")
     assert not torch.equal(closed, replayed)  # else one was not taken
     torch.testing.assert_close(closed, replayed, rtol=0, atol=1e-13)
@@ -283,9 +283,9 @@ def test_memory_that_runs_out_in_a_replay_halves_the_chunk_and_changes_no_number
         assert probe.probability.isfinite().all()
         replay = Replay(model, "inner", probe.inputs)
         before, most = meter.forward, 3
-        steps = channels._ablated(replay.output, 1, "zero")
-        left = channels.row_scores(probe, steps, replay, read=channels.target_logit)
-        whole = channels.target_logit(probe[Logits()], probe.target)[:, None]
+        steps = gradient_free._ablated(replay.output, 1, "zero")
+        left = gradient_free.row_scores(probe, steps, replay, read=gradient_free.target_logit)
+        whole = gradient_free.target_logit(probe[Logits()], probe.target)[:, None]
         assert probe.chunk == 2
         assert meter.forward - before == 4 * 6
     torch.testing.assert_close(whole - left, expected, rtol=0, atol=1e-13)
@@ -309,7 +309,7 @@ def test_the_librarys_ablation_is_zero_or_ever_lower(lowest: float) -> None:
     activation = torch.rand(2, 40, 3, 3, dtype=torch.float64) + 0.5
     activation[0, 7, 1, 1] = lowest
     activation[1, 7, 1, 1] = 0.1  # another image, whose rule must not follow the first
-    ablated = list(channels._ablated(activation, 1, "pgc"))
+    ablated = list(gradient_free._ablated(activation, 1, "pgc"))
     assert len(ablated) == 40
     for at, features in enumerate(ablated):
         expected = activation.clone()
@@ -322,14 +322,14 @@ def test_ablation_leaves_the_recorded_maps_alone() -> None:
     activation = torch.rand(2, 5, 3, 3) - 0.2
     before = activation.clone()
     for ablation in ("zero", "pgc"):
-        steps = list(channels._ablated(activation, 1, ablation))
+        steps = list(gradient_free._ablated(activation, 1, ablation))
         assert all(not torch.equal(step, before) for step in steps)
     assert torch.equal(activation, before)
 
 
 def test_tokens_are_ablated_in_their_last_axis() -> None:
     tokens = torch.rand(2, 7, 3)
-    for at, features in enumerate(channels._ablated(tokens, -1, "zero")):
+    for at, features in enumerate(gradient_free._ablated(tokens, -1, "zero")):
         assert not features[..., at].any()
         kept = [other for other in range(3) if other != at]
         assert torch.equal(features[..., kept], tokens[..., kept])

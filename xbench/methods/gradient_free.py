@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..features import FeatureLayout
 from ..layers import LayerFacts, layer_facts
-from ..maps import CamSign, Scaling, Upsampling, cam_map, unit_range, upsample, weighted_sum
+from ..maps import CamParts, Upsampling, unit_range, upsample, weighted_sum
 from ..masking import (
     BaselineImage,
     BaselineName,
@@ -67,20 +67,19 @@ def _both(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @method("score_cam")
-class ScoreCAM:
+class ScoreCAM(CamParts):
     """Score-CAM: channels weighted by how the image scores through them; maps (N, H, W), >= 0.
 
     Every channel's map, upsampled and scaled to [0, 1], masks the image once, so a layer of C
     channels costs C forwards.
 
     Args:
-        layer: role or module path.
+        layer, sign, upsampling, scaling: common to all class activation maps.
         weights: "increase", the gain in probability over the baseline alone (equation 5 of
             arXiv:2404.15024), or "softmax", the softmax over channels of the logits.
         baseline: what masked pixels become, "black" as in the metrics; "mean" multiplies the
             normalised image by the mask.
         mask_upsampling: of the channels' maps that mask the image.
-        sign, upsampling, scaling: of the final map, as for every class activation map.
 
     Raises:
         Unsupported: if the layer has no feature maps.
@@ -88,13 +87,9 @@ class ScoreCAM:
     Source: Wang et al. 2020, arXiv:1910.01279.
     """
 
-    layer: str = "last_conv"
     weights: Literal["increase", "softmax"] = "increase"
     baseline: BaselineName = "black"
     mask_upsampling: Upsampling = "bilinear"
-    sign: CamSign = "positive"
-    upsampling: Upsampling = "bilinear"
-    scaling: Scaling = "none"
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pgc-1.5": {
@@ -121,7 +116,7 @@ class ScoreCAM:
         else:
             weight = logit.softmax(1)
         cam = weighted_sum(weight.to(activation.dtype), activation)
-        return cam_map(cam, probe.inputs, self.sign, self.upsampling, self.scaling)
+        return self.grown(cam, probe.inputs)
 
 
 Ablation = Literal["zero", "pgc"]
@@ -179,7 +174,7 @@ def _ablated(output: Tensor, axis: int, ablation: Ablation) -> Iterator[Tensor]:
 
 
 @method("ablation_cam")
-class AblationCAM:
+class AblationCAM(CamParts):
     """Ablation-CAM: channels weighted by the logit's relative fall without them; (N, H, W), >= 0.
 
     The weight of channel k is (y - y_k) / y, with the target's logit y and y_k the logit when the
@@ -191,11 +186,10 @@ class AblationCAM:
     each channel; that counts as a forward.
 
     Args:
-        layer: role or module path.
+        layer, sign, upsampling, scaling: common to all class activation maps.
         ablation: "zero" as published, or "pgc": zero only where the layer's smallest activation in
             the image is exactly 0, and 1e7 below the smallest elsewhere, as pytorch-grad-cam does
             (which lowers it by further 1e7 for every channel of a block of 32).
-        sign, upsampling, scaling: of the final map, as for every class activation map.
 
     Raises:
         Unsupported: if the layer has no feature maps, or if what follows it cannot be run alone.
@@ -203,11 +197,7 @@ class AblationCAM:
     Source: Desai and Ramaswamy 2020, WACV, doi:10.1109/WACV45572.2020.9093360.
     """
 
-    layer: str = "last_conv"
     ablation: Ablation = "zero"
-    sign: CamSign = "positive"
-    upsampling: Upsampling = "bilinear"
-    scaling: Scaling = "none"
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pgc-1.5": {"ablation": "pgc", "scaling": "pgc"}
@@ -222,4 +212,4 @@ class AblationCAM:
         logit = target_logit(probe[Logits()], probe.target)[:, None]
         weight = probe[ChannelDrops(self.layer, self.ablation)] / logit.where(logit.abs() > TINY, 1)
         cam = weighted_sum(weight.to(activation.dtype), activation)
-        return cam_map(cam, probe.inputs, self.sign, self.upsampling, self.scaling)
+        return self.grown(cam, probe.inputs)
