@@ -1,15 +1,15 @@
-"""Every method beside independent implementations, as a table: ``python benchmarks/agreement``.
+"""Every method beside independent implementations, as tables: ``python benchmarks/agreement``.
 
 Writes ``results/agreement/methods.md``: for each method its parameters, the passes that it declares
-and those that a toy network counts, what it was compared with, the largest relative difference and
-why any remains. ``tests/reference/test_agreement.py`` holds the same comparisons to their
-tolerances.
+and those that a toy network counts; for each comparison the largest relative difference, and why
+any remains. ``tests/reference/test_agreement.py`` holds the same comparisons to their tolerances.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,31 +18,32 @@ from comparison import Comparison
 
 from xbench import registry
 from xbench.autograd import prepared
-from xbench.errors import Unsupported
 from xbench.plan import batch_needs
-from xbench.probe import Logits, Probe, method_cost
-from xbench.testing import toy_batch, toy_for
+from xbench.probe import Logits, MapOf, Probe, closure, method_cost, stops_early
+from xbench.testing import toy_batch, toy_model_for
 from xbench.types import Passes
 
 HERE = Path(__file__).parent
-LIBRARIES = ("torch", "captum", "grad-cam", "saliency")
+LIBRARIES = ("torch", "captum", "grad-cam", "saliency", "timm")
 
 
-def comparisons() -> list[Comparison]:
-    return [
+def comparisons(kind: str) -> list[Comparison]:
+    found = [
         comparison
         for path in sorted(HERE.glob("against_*.py"))
         for comparison in importlib.import_module(path.stem).COMPARISONS
     ]
+    return sorted((c for c in found if c.kind == kind), key=lambda comparison: comparison.name)
 
 
 def passes_of(method: Any) -> tuple[str, str]:
-    """Declared and counted passes per image on the toy network, with the clean forward."""
-    model, batch = toy_for(method), toy_batch(4)
+    """Declared and counted passes per image on the toy network, the clean forward included."""
+    model, batch = toy_model_for(method), toy_batch(4)
     declared = method_cost(method, model, beside=(Logits(),))
-    bound = "at most " if getattr(method, "passes_bound", False) else ""
+    bound = "at most " if stops_early(closure([MapOf(method)])) else ""
     with prepared(model.net) as meter:
         probe = Probe(model, batch, needs=batch_needs([method], []), meter=meter)
+        assert probe.probability.isfinite().all()
         probe.explain(method)
         counted = probe.spent
     return "unknown" if declared is None else bound + _words(declared), _words(counted)
@@ -52,69 +53,70 @@ def _words(passes: Passes) -> str:
     return f"{passes.forward} + {passes.backward}"
 
 
-def rows() -> list[tuple[str, ...]]:
-    """One for each comparison, and one for each method that has none."""
-    by_method: dict[str, list[Comparison]] = {}
-    for comparison in comparisons():
-        by_method.setdefault(comparison.name, []).append(comparison)
-    found = []
-    for name in registry.entries("methods"):
-        for comparison in by_method.get(name, [None]):  # type: ignore[list-item]
-            method = registry.make("methods", name, comparison.params if comparison else {})
-            try:
-                declared, counted = passes_of(method)
-            except Unsupported as error:
-                declared, counted = "-", f"unsupported there: {error}"
-            words = ("none", "", "") if comparison is None else (
-                comparison.reference, f"{comparison.difference():.1e}", comparison.reason,
-            )  # fmt: skip
-            found.append((registry.label(method), _parameters(method), declared, counted, *words))
-    return found
-
-
 def _parameters(method: Any) -> str:
-    parameters = registry.parameters(method).items()
     return ", ".join(
-        f"{key}={registry.label(v.make()) if isinstance(v, registry.Nested) else v}"
-        for key, v in parameters
+        f"`{key}={registry.label(v.make()) if isinstance(v, registry.Nested) else v}`"
+        for key, v in registry.parameters(method).items()
     )
 
 
-HEADER = (
-    "method",
-    "all parameters",
-    "declared",
-    "counted",
-    "compared with",
-    "largest relative difference",
-    "what remains",
-)
+def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
 
 
-def table() -> str:
+def methods_page() -> str:
+    compared = comparisons("methods")
+    measured = [(comparison, comparison.difference()) for comparison in compared]
+    methods = {name: registry.make("methods", name) for name in registry.entries("methods")}
+    missing = methods.keys() - {comparison.name for comparison in compared}
     versions = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     lines = [
         "# Methods beside independent implementations",
         "",
-        "Made by `python benchmarks/agreement`. Passes are forward + backward per image, the clean",
-        "forward included, on a toy network of 16 x 16 images in float64. The difference is",
-        f"max |ours - theirs| / max |theirs| over four images. With {versions}.",
+        f"Made by `python benchmarks/agreement`, with {versions}.",
         "",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---|" * len(HEADER),
+        "## Methods",
+        "",
+        "Passes are forward + backward per image at the defaults, the clean forward included, on a",
+        "toy network (8 channels in its last layer, images of 16 x 16): what a plan declares, and",
+        "what was counted at the network. Worst is the largest difference among the comparisons",
+        "below, and their number.",
+        "",
     ]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows()]
+    rows = []
+    for name, method in methods.items():
+        own = [difference for comparison, difference in measured if comparison.name == name]
+        worst = f"{max(own):.0e} ({len(own)})" if own else "none"
+        rows.append((f"`{name}`", *passes_of(method), worst, _parameters(method)))
+    lines += _rows(("method", "declared", "counted", "worst", "parameters"), rows)
+    lines += [
+        "",
+        "## Comparisons",
+        "",
+        "The difference is max |ours - theirs| / max |theirs| over the maps of four images, in",
+        "float64. Methods of libraries are compared with the library called by hand.",
+        "",
+    ]
+    lines += _rows(
+        ("method", "compared with", "difference", "what remains"),
+        [
+            (f"`{c.label}`", c.reference, f"{difference:.1e}", c.reason)
+            for c, difference in measured
+        ],
+    )
+    if missing:
+        lines += ["", f"Without a comparison: {', '.join(sorted(missing))}."]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-o", "--out", type=Path, default=Path("results/agreement/methods.md"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("results/agreement"))
     out: Path = parser.parse_args().out
-    text = table()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-    print(text, end="")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "methods.md").write_text(methods_page(), encoding="utf-8")
+    print(out / "methods.md")
 
 
 if __name__ == "__main__":

@@ -42,10 +42,12 @@ class Centre(Control):
 
     def __call__(self, probe: Probe) -> Tensor:
         rows, columns = (
-            torch.exp(-torch.linspace(-2, 2, side, device=probe.inputs.device).square() / 2)
+            torch.exp(
+                -torch.linspace(-2, 2, side, dtype=torch.float64).to(probe.inputs).square() / 2
+            )
             for side in probe.inputs.shape[-2:]
         )
-        bell = (rows[:, None] * columns).to(probe.inputs.dtype)
+        bell = rows[:, None] * columns
         return bell.expand(probe.inputs.shape[0], -1, -1)
 
 
