@@ -79,7 +79,13 @@ class Joined(Net):
         return torch.cat((functional.relu(left), torch.flip(right, (3,)) / 2), dim=1)
 
 
-GOOD = [Net, Functions, Residual, Overlapping, Neighbours, Joined]
+class Constant(Net):
+    def between(self, features: Tensor) -> Tensor:
+        rest = torch.zeros_like(features) + features.new_full((1,), 0.5)
+        return self.relu(features * 2 + rest * features.shape[-1])
+
+
+GOOD = [Net, Functions, Residual, Overlapping, Neighbours, Joined, Constant]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,16 @@ class Gate(Net):
         return features * torch.sigmoid(features)
 
 
+class Hidden(Net):
+    def between(self, features: Tensor) -> Tensor:
+        return features * (features > 0)
+
+
+class Chosen(Net):
+    def between(self, features: Tensor) -> Tensor:
+        return torch.where(features > 0, features, torch.zeros_like(features))
+
+
 class Clipped(Net):
     def between(self, features: Tensor) -> Tensor:
         return functional.relu6(features)
@@ -214,6 +230,10 @@ class Ignored(Net):
         (Gelu, RELEVANCE, "does not cover Gelu"),
         (Gate, RESCALE, "does not cover Mul"),
         (Gate, RELEVANCE, "does not cover Mul, Sigmoid"),
+        (Hidden, RESCALE, "does not cover mul of values of the image that have no gradient"),
+        (Hidden, GUIDED, "does not cover mul of values"),
+        (Chosen, GUIDED, "does not cover where of values"),
+        (Chosen, RESCALE, "does not cover Where"),
         (Neighbours, GUIDED, "does not cover LeakyRelu"),
         (Neighbours, RELEVANCE, "does not cover Elu, LeakyRelu, Softplus, Sub"),
         (Joined, RELEVANCE, "does not cover Div"),

@@ -22,11 +22,11 @@ import xbench
 from xbench import info, registry
 from xbench.autograd import prepared
 from xbench.errors import Unsupported, UsageError
-from xbench.maps import cam_map
+from xbench.maps import cam_map, reduced
 from xbench.methods import libraries
 from xbench.plan import batch_needs, make_plan
 from xbench.probe import Logits, Probe, method_cost
-from xbench.testing import SIDE, toy_batch, toy_model, toy_network, unchanged
+from xbench.testing import SIDE, toy_batch, toy_model, toy_network, toy_transformer, unchanged
 from xbench.types import Batch, Model
 
 NAMES = [f"{package}/{name}" for package, table in libraries.TABLES.items() for name in table]
@@ -218,6 +218,38 @@ def test_a_layer_without_feature_maps_is_refused(name: str, layer: str, words: s
         explained(name, {"layer": layer})
 
 
+TOKENS = [
+    *(name for name in NAMES if "Layer" in name and not registry.find("methods", name).facts.kind),
+    *(name for name in NAMES if name.startswith("gradcam") and "FullGrad" not in name),
+]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_tokens_are_read_as_feature_maps_or_refused(name: str) -> None:
+    method = registry.make("methods", name, CHEAP.get(name))
+    model = toy_transformer()
+    with probing(model) as probe:
+        if method.facts.maps_only:
+            with pytest.raises(Unsupported, match=r"reads feature maps .N, C, h, w., and layer"):
+                probe.explain(method)
+        else:
+            assert probe.probability.isfinite().all()
+            maps = probe.explain(method).raw
+            assert maps.isfinite().all()
+            assert maps.flatten(1).std(1).max() > 0
+            assert probe.spent == method_cost(method, model, beside=(Logits(),))
+
+
+def test_grad_cam_of_tokens_is_ours_scaled_as_the_library_does() -> None:
+    model = toy_transformer()
+    ours = explained("grad_cam", model=model)
+    theirs = explained("gradcam/GradCAM", model=model)
+    small = theirs[:, 2::4, 2::4]  # the library scales and enlarges them
+    assert ours.shape == theirs.shape
+    for one, two in zip(ours[:, 2::4, 2::4].flatten(1), small.flatten(1), strict=True):
+        assert torch.corrcoef(torch.stack((one, two)))[0, 1] > 0.99
+
+
 class Overwritten(nn.Module):
     """Changes its last feature map in place, as torchvision's DenseNets do, or not."""
 
@@ -361,12 +393,21 @@ def test_the_librarys_own_refusal_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "params"),
-    [("captum/FeatureAblation", {"patches": 17}), ("captum/Occlusion", {"window": 17})],
+    ("name", "params", "words"),
+    [
+        ("captum/FeatureAblation", {"patches": 17}, "a grid of 17 does not fit 16 x 16"),
+        ("captum/KernelShap", {"patches": 17}, "a grid of 17 does not fit 16 x 16"),
+        ("captum/Occlusion", {"window": 17}, "a window of 17 does not fit 16 x 16"),
+    ],
 )
-def test_what_does_not_fit_the_image_is_refused(name: str, params: dict[str, Any]) -> None:
-    with pytest.raises(Unsupported, match=r"17|larger"):
+def test_what_does_not_fit_the_image_is_refused(
+    name: str, params: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(Unsupported, match=words):
         explained(name, params)
+    if name != "captum/KernelShap":  # whose cost does not depend on it; a plan then says so
+        with pytest.raises(Unsupported, match=words):
+            registry.make("methods", name, params).passes(toy_model())
 
 
 # --- random numbers -------------------------------------------------------------------------------
@@ -532,8 +573,20 @@ def test_libraries_are_quiet(
 # --- particular classes ---------------------------------------------------------------------------
 
 
-def test_finer_cam_against_all_classes_alike_is_grad_cam_of_the_logits_lead() -> None:
-    """With alpha 0 nothing is subtracted, so that it is Grad-CAM."""
+def test_saliency_has_the_gradients_signs_where_it_sums_channels() -> None:
+    with probing() as probe:
+        gradient = probe.input_gradient(probe.inputs)
+    for channels in ("sum", "absolute_sum", "max"):
+        found = explained("captum/Saliency", {"channels": channels})
+        torch.testing.assert_close(found, reduced(gradient, channels), rtol=0, atol=1e-12)
+
+
+def test_finer_cam_needs_a_class_to_compare_with() -> None:
+    with pytest.raises(Unsupported, match="5 classes, none of which compares"):
+        explained("gradcam/FinerCAM", {"comparison_categories": (5, 7)})
+
+
+def test_finer_cam_that_subtracts_nothing_is_grad_cam() -> None:
     theirs = explained("gradcam/GradCAM")
     torch.testing.assert_close(explained("gradcam/FinerCAM", {"alpha": 0.0}), theirs)
     assert not torch.allclose(explained("gradcam/FinerCAM"), theirs)

@@ -191,6 +191,8 @@ class Separated(nn.Module):
         self._layer = layer
         self._found: list[tuple[str, nn.Module | None, tuple[bool, ...]]] = []
         self._answered: set[Any] = set()
+        self._cut: dict[int, Tensor] = {}  # kept alive, so that no other has the same id
+        self._hidden: set[str] = set()
         self._is_built = False
         self._at = 0
         self.calls = nn.ModuleList()
@@ -200,6 +202,7 @@ class Separated(nn.Module):
             logits = self(example.detach().clone().requires_grad_())
         self._check(logits, plain)
         self._answered.clear()
+        self._cut.clear()
         self._is_built = True
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -225,6 +228,11 @@ class Separated(nn.Module):
         }
         if uncovered:
             raise Unsupported(f"{words} does not cover {', '.join(sorted(uncovered))}")
+        if self._hidden:
+            raise Unsupported(
+                f"{words} does not cover {', '.join(sorted(self._hidden))} of values of the image "
+                "that have no gradient, such as a comparison"
+            )
         if self._kind.needs_one and not len(self.calls):
             raise Unsupported(f"{words} needs a ReLU; the map would be the plain gradient's")
         if (logits - plain).abs().max() > 1e-4 * plain.abs().max():
@@ -248,7 +256,24 @@ class Separated(nn.Module):
             return self._module(name, function, args, kwargs)
         if name in self._kind.ruled:
             return self._ruled(name, function, args, kwargs)
-        return function(*args, **kwargs)
+        output = function(*args, **kwargs)
+        if not self._is_built:
+            self._watch(name, tuple(_tensors((args, kwargs))), output)
+        return output
+
+    def _watch(self, name: str, given: Sequence[Tensor], output: Any) -> None:
+        """Notes where a value of the image comes back that the graph does not show.
+
+        ``x * (x > 0)`` is a ReLU, and the graph says that it is linear.
+        """
+        has_gradient = any(tensor.requires_grad for tensor in given)
+        is_cut = any(id(tensor) in self._cut for tensor in given)
+        if has_gradient and is_cut:
+            self._hidden.add(name)
+        if (has_gradient or is_cut) and not name.endswith(("_like", "zeros", "ones", "full")):
+            for tensor in _tensors(output):
+                if not tensor.requires_grad:
+                    self._cut[id(tensor)] = tensor
 
     def _module(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
         inputs, *rest = args if args else (kwargs["input"],)

@@ -367,8 +367,7 @@ def _cell(
     method: Choice,
     metric: Choice,
 ) -> Cell:
-    asked = {layer for need in closure(needs_of(_made(method))) for layer in need.layers}
-    asked.update(getattr(_made(method), "layers", ()))  # of a method that reads them by itself
+    asked = {layer for need in closure([MapOf(_made(method))]) for layer in need.layers}
     layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
     chosen = {**method.identity(), "layers": layers}
     text = canonical({**facts, "method": chosen, "metric": metric.identity()})

@@ -114,6 +114,11 @@ class MapOf(Need[Tensor]):
     def needs(self) -> tuple[Need[Any], ...]:
         return needs_of(self.method)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers that the method reads by itself, without a need."""
+        return tuple(getattr(self.method, "layers", ()))
+
     def passes(self, model: Model) -> Passes:
         """What the method spends beside its needs.
 

@@ -33,7 +33,9 @@ from torch import Tensor, nn
 from .. import noise, registry
 from ..autograd import module_at, recording, rerouted, untouched
 from ..calls import GUIDED, RELEVANCE, RESCALE, Call, Kind, Separated, Windows
-from ..errors import Unsupported, UsageError
+from ..errors import Unpriced, Unsupported, UsageError
+from ..features import FeatureLayout
+from ..layers import layer_facts
 from ..maps import CamSign, Channels, Upsampling, cam_map, reduced
 from ..masking import BaselineName, baseline_image
 from ..probe import Logits, Probe, filled
@@ -63,6 +65,7 @@ class Facts:
         fields: parameters of the adapter's, or with another type or default than the library's, by
             name: (type, default, words).
         is_signed: whether maps have both signs by default.
+        maps_only: whether a layer must return feature maps, not tokens.
         class_agnostic: whether all classes get the same map.
         target: class of pytorch-grad-cam that chooses what is differentiated.
         tolerance: between batch sizes, where the library computes in float32.
@@ -78,6 +81,7 @@ class Facts:
     without: tuple[str, ...] = ()
     fields: Mapping[str, tuple[Any, Any, str]] = field(default_factory=dict)
     is_signed: bool = False
+    maps_only: bool = False
     class_agnostic: bool = False
     target: str = "ClassifierOutputTarget"
     tolerance: float | None = None
@@ -152,18 +156,62 @@ def _steps(forward: int, backward: int) -> Callable[[Any, Model], tuple[int, int
 
 
 def _cams(forward: int, backward: int) -> Callable[[Any, Model], tuple[int, int]]:
-    def passes(method: Any, model: Model) -> tuple[int, int]:
-        views = 6 if method.aug_smooth else 1
-        return views * forward, views * backward
+    return _viewed(_fixed(forward, backward))
 
-    return passes
+
+def _fit(side: int, size: Sequence[int], words: str) -> None:
+    """Checks that so many pixels, or patches, fit along each side.
+
+    Raises:
+        Unsupported: if they do not.
+    """
+    if side > min(size):
+        raise Unsupported(f"{words} of {side} does not fit {size[0]} x {size[1]}")
 
 
 def _occlusions(method: Any, model: Model) -> tuple[int, int]:
     if model.size is None:
-        raise ValueError("the cost of occlusion depends on the images' size")
-    places = (max(0, -(-(side - method.window) // method.stride)) + 1 for side in model.size)
+        raise Unpriced(f"the number of windows depends on the size of {model.name!r}'s images")
+    _fit(method.window, model.size, "a window")
+    places = (-(-(side - method.window) // method.stride) + 1 for side in model.size)
     return math.prod(places) + 1, 0
+
+
+def _superpixels(method: Any, model: Model) -> int:
+    """How many there are."""
+    side: int = method.patches
+    if model.size is not None:
+        _fit(side, model.size, "a grid")
+    return side * side
+
+
+def _shapley_values(method: Any, model: Model) -> tuple[int, int]:
+    count = _superpixels(method, model)
+    return math.factorial(count) * count + 1, 0
+
+
+def _channels(method: Any, model: Model) -> tuple[int, int]:
+    """Of Score-CAM: a forward for the maps, and one for each."""
+    return 1 + layer_facts(model, method.layer).channels, 0
+
+
+def _ablations(method: Any, model: Model) -> tuple[int, int]:
+    """Of Ablation-CAM: two forwards to begin with; the top and the low channels are ablated."""
+    channels, share = layer_facts(model, method.layer).channels, method.ratio_channels_to_ablate
+    return 2 + (channels if share == 1 else 2 * int(channels * share)), 0
+
+
+def _viewed(
+    passes: Callable[[Any, Model], tuple[int, int]],
+) -> Callable[[Any, Model], tuple[int, int]]:
+    """Of a class of pytorch-grad-cam, which may look at six views of the image."""
+
+    def viewed(method: Any, model: Model) -> tuple[int, int]:
+        views = 6 if method.aug_smooth else 1
+        forward, backward = passes(method, model)
+        return views * forward, views * backward
+
+    return viewed
 
 
 _DEEPLIFT = "Shrikumar et al. 2017, arXiv:1704.02685"
@@ -197,7 +245,11 @@ CAPTUM: dict[str, Facts] = {
         kind=GUIDED,
     ),
     "GuidedGradCam": Facts(
-        "guided backpropagation times Grad-CAM", _GRAD_CAM, _fixed(2, 2), kind=GUIDED
+        "guided backpropagation times Grad-CAM",
+        _GRAD_CAM,
+        _fixed(2, 2),
+        kind=GUIDED,
+        maps_only=True,
     ),
     "IntegratedGradients": Facts("integrated gradients", _IG, _steps(1, 1)),
     "DeepLift": Facts("contributions by the rescale rule", _DEEPLIFT, _fixed(2, 2), kind=RESCALE),
@@ -219,7 +271,7 @@ CAPTUM: dict[str, Facts] = {
     "FeatureAblation": Facts(
         "drop of the logit without a superpixel",
         "Zeiler and Fergus 2014, arXiv:1311.2901",
-        lambda method, model: (method.patches**2 + 1, 0),
+        lambda method, model: (_superpixels(method, model) + 1, 0),
         is_signed=True,
     ),
     "Occlusion": Facts(
@@ -232,7 +284,7 @@ CAPTUM: dict[str, Facts] = {
     "ShapleyValueSampling": Facts(
         "sampled Shapley values of superpixels",
         _SHAPLEY,
-        lambda method, model: (method.n_samples * method.patches**2 + 1, 0),
+        lambda method, model: (method.n_samples * _superpixels(method, model) + 1, 0),
         alone=True,
         tolerance=1e-6,
         is_signed=True,
@@ -240,7 +292,7 @@ CAPTUM: dict[str, Facts] = {
     "ShapleyValues": Facts(
         "exact Shapley values of superpixels",
         _SHAPLEY,
-        lambda method, model: (math.factorial(method.patches**2) * method.patches**2 + 1, 0),
+        _shapley_values,
         # 3 x 3 would take 3.3 million forwards an image
         fields={"patches": (Annotated[int, Field(ge=1, le=2)], 2, _GRID)},
         tolerance=1e-6,
@@ -268,6 +320,7 @@ CAPTUM: dict[str, Facts] = {
         _GRAD_CAM,
         _fixed(1, 1),
         without=("relu_attributions", "attr_dim_summation"),
+        maps_only=True,
     ),
     "LayerGradientXActivation": Facts(
         "gradient times activation of a layer",
@@ -323,6 +376,7 @@ CAPTUM: dict[str, Facts] = {
         "Zeiler and Fergus 2014, arXiv:1311.2901",
         lambda method, model: (method.patches**2 + 2, 0),
         at_most=True,
+        maps_only=True,
         fields={"layer_baselines": (float, 0.0, "what absent patches of the layer are")},
     ),
 }
@@ -390,11 +444,13 @@ GRADCAM: dict[str, Facts] = {
     "ScoreCAM": Facts(
         "feature maps by the logit under their mask",
         "Wang et al. 2020, arXiv:1910.01279",
+        _viewed(_channels),
         alone=True,
     ),
     "AblationCAM": Facts(
         "feature maps by the logit's drop without them",
         "Desai and Ramaswamy 2020, WACV",
+        _viewed(_ablations),
         alone=True,
     ),
     "FullGrad": Facts(
@@ -407,6 +463,7 @@ GRADCAM: dict[str, Facts] = {
         "second-order Grad-CAM of logit and log-probability",
         "Cai 2025, arXiv:2501.06261",
         _cams(1, 2),
+        maps_only=True,
         target="ClassifierOutputReST",
         remark=(
             "What is differentiated is the logit plus the log-probability, as published; of the "
@@ -442,6 +499,7 @@ GRADCAM: dict[str, Facts] = {
         "maps of windows at several sizes, joined",
         "Tursun et al. 2022, arXiv:2207.01769",
         alone=True,
+        maps_only=True,
     ),
 }
 
@@ -533,27 +591,42 @@ class _Adapter:
         if stride > window:
             raise ValueError(f"stride {stride} leaves gaps between windows of {window}")
 
-    @property
-    def library(self) -> str:
-        return _LIBRARIES[self.name.partition("/")[0]]
-
     def theirs(self) -> Any:
         """The library's class."""
         return _library_class(*self.name.split("/"))
+
+    def layout(self, probe: Probe, path: str) -> FeatureLayout:
+        """How to read the output of a layer.
+
+        Raises:
+            Unsupported: if the library's class cannot.
+        """
+        layout = _layout(probe, path)
+        if self.facts.maps_only and layout.kind != "maps":
+            raise Unsupported(
+                f"{self.name} reads feature maps (N, C, h, w), and layer {path!r} returns "
+                f"{'tokens' if layout.kind == 'tokens' else '(N, h, w, C)'}"
+            )
+        return layout
 
     def given(self, names: Sequence[str]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names}
 
     def explained(self, probe: Probe, explain: Callable[[slice], Tensor], alone: bool) -> Tensor:
-        """The whole batch at once, or its images one by one, each from its own random stream."""
+        """Maps of the whole batch at once, or one by one, each from its image's random stream.
+
+        One by one, an image without finite logits gets a map of NaN, and the library never sees it.
+        """
         if not alone:
             return explain(slice(None)).detach()
         streams = noise.stream_keys(probe.seed, probe.batch.keys[: probe.real], self.name)
-        found = []
+        finite = probe[Logits()].isfinite().all(1).tolist()
+        maps = torch.full_like(probe.inputs[:, 0], torch.nan)
         for at, stream in enumerate(streams.tolist()):
-            with noise.seeded(stream, probe.inputs.device), probe.meter.padded(1, 1):
-                found.append(explain(slice(at, at + 1)).detach())
-        return filled(torch.cat(found), probe.rows)
+            if finite[at]:
+                with noise.seeded(stream, probe.inputs.device), probe.meter.padded(1, 1):
+                    maps[at] = explain(slice(at, at + 1)).detach()[0]
+        return filled(maps[: probe.real], probe.rows)
 
     @contextlib.contextmanager
     def at_work(self, probe: Probe) -> Iterator[None]:
@@ -597,11 +670,11 @@ def _without_bars(theirs: Any) -> Iterator[None]:
             module.tqdm = before  # type: ignore[attr-defined]
 
 
-def _feature_map(probe: Probe, path: str) -> Tensor:
-    """A layer's output for the first image, (1, C, h, w), whose forward counts as padding.
+def _layout(probe: Probe, path: str) -> FeatureLayout:
+    """How to read a layer's output; the first image's forward that tells counts as padding.
 
     Raises:
-        Unsupported: if the layer does not run exactly once, or returns no feature maps.
+        Unsupported: if the layer does not run exactly once, or holds no grid of positions.
     """
     with (
         recording(probe.model.net, [path]) as (kept, refused),
@@ -611,12 +684,10 @@ def _feature_map(probe: Probe, path: str) -> Tensor:
         probe.model.logits(probe.inputs[:1])
     if path in refused:
         raise Unsupported(f"layer {path!r} {refused[path]}")
-    if kept[path].ndim != 4:
-        raise Unsupported(
-            f"layer {path!r} returns {kept[path].ndim - 1} axes per image; feature maps have 3 "
-            "(channels, height, width)"
-        )
-    return kept[path]
+    try:
+        return FeatureLayout.of(kept[path].shape, probe.inputs[:1].shape)
+    except Unsupported as error:
+        raise Unsupported(f"layer {path!r} {error}") from None
 
 
 # --- captum ---------------------------------------------------------------------------------------
@@ -627,12 +698,12 @@ class _Captum(_Adapter):
 
     def __call__(self, probe: Probe) -> Tensor:
         path = probe.model.layer(getattr(self, "layer", ""))
-        features = _feature_map(probe, path) if path else probe.inputs
+        layout = self.layout(probe, path) if path else None
         network = self.network(probe, path)
         target = probe.target
 
         def explain(part: slice) -> Tensor:
-            given = self.arguments(probe, part, features)
+            given = self.arguments(probe, part, layout)
             if "target" in self.takes:
                 given["target"] = target[part]
             inputs = probe.inputs[part].detach().clone()
@@ -642,12 +713,11 @@ class _Captum(_Adapter):
                 share * _only(explainer.attribute(inputs, **{**given, **samples}))
                 for samples, share in self.portions()
             ]
-            return torch.stack(portions).sum(0)
+            return self.map(torch.stack(portions).sum(0).to(inputs.dtype), inputs, layout)
 
         with self.at_work(probe):
             explainer = self.explainer(network, probe, path)
-            attribution = self.explained(probe, explain, self.facts.alone or _pools(network))
-        return self.map(attribution.to(probe.inputs.dtype), probe.inputs)
+            return self.explained(probe, explain, self.facts.alone or _pools(network))
 
     def network(self, probe: Probe, path: str) -> Any:
         """What is explained: the network, or its calls as modules where captum hooks modules."""
@@ -677,20 +747,24 @@ class _Captum(_Adapter):
                     call.rule = rules.EpsilonRule()
         return self.theirs()(network, **given)
 
-    def arguments(self, probe: Probe, part: slice, features: Tensor) -> dict[str, Any]:
+    def arguments(self, probe: Probe, part: slice, layout: FeatureLayout | None) -> dict[str, Any]:
         """What captum's call takes besides inputs and target."""
         own: Any = self
         inputs, given = probe.inputs[part], self.given(self.called)
+        if "abs" in self.takes:
+            given["abs"] = False  # channels says what becomes of signs
         if "baselines" in self.takes:
             names = own.baselines if hasattr(self, "baselines") else (own.baseline,)
             images = (baseline_image(name, probe.model, inputs) for name in names)
             given["baselines"] = torch.cat([image.expand_as(inputs) for image in images])
         if "feature_mask" in self.takes:
-            given["feature_mask"] = _grid(own.patches, inputs)
-        if "layer_mask" in self.takes:
-            given["layer_mask"] = _grid(min(own.patches, *features.shape[2:]), features)
+            given["feature_mask"] = _grid(own.patches, inputs.shape[2:], inputs.device)
+        if "layer_mask" in self.takes and layout:
+            side = min(own.patches, *layout.size)
+            given["layer_mask"] = _grid(side, layout.size, inputs.device)
         if "sliding_window_shapes" in self.takes:
             channels = inputs.shape[1]
+            _fit(own.window, inputs.shape[2:], "a window")
             given["sliding_window_shapes"] = (channels, own.window, own.window)
             given["strides"] = (channels, own.stride, own.stride)
         if "internal_batch_size" in self.takes:
@@ -708,10 +782,10 @@ class _Captum(_Adapter):
         counts = [min(SAMPLES_AT_ONCE, own.n_samples - start) for start in starts]
         return [({"n_samples": count}, count / own.n_samples) for count in counts]
 
-    def map(self, attribution: Tensor, inputs: Tensor) -> Tensor:
+    def map(self, attribution: Tensor, inputs: Tensor, layout: FeatureLayout | None) -> Tensor:
         own: Any = self
-        if hasattr(self, "upsampling"):
-            return cam_map(attribution.sum(1), inputs, own.sign, own.upsampling)
+        if layout and hasattr(self, "upsampling"):
+            return cam_map(layout.grid(attribution).sum(1), inputs, own.sign, own.upsampling)
         if hasattr(self, "channels"):
             return reduced(attribution, own.channels)
         return attribution[:, 0]  # the same in each channel
@@ -728,16 +802,14 @@ def _pools(network: Any) -> bool:
     return isinstance(network, Separated) and any(isinstance(c, Windows) for c in network.calls)
 
 
-def _grid(side: int, like: Tensor) -> Tensor:
-    """Patches of a grid of side x side, numbered from 0, (1, 1, H, W).
+def _grid(side: int, size: Sequence[int], device: torch.device) -> Tensor:
+    """Patches of a grid of side x side over H x W, numbered from 0, (1, 1, H, W).
 
     Raises:
         Unsupported: if there are more patches than pixels along a side.
     """
-    height, width = like.shape[2:]
-    if side > min(height, width):
-        raise Unsupported(f"a grid of {side} x {side} patches does not fit {height} x {width}")
-    rows, columns = (torch.arange(n, device=like.device) * side // n for n in (height, width))
+    _fit(side, size, "a grid")
+    rows, columns = (torch.arange(n, device=device) * side // n for n in size)
     return (rows[:, None] * side + columns)[None, None]
 
 
@@ -772,14 +844,14 @@ class _GradCAM(_Adapter):
     def __call__(self, probe: Probe) -> Tensor:
         model = probe.model
         paths = [model.layer(name) for name in getattr(self, "layers", ())]
-        for path in paths:
-            _feature_map(probe, path)
+        are_maps = all(self.layout(probe, path).kind == "maps" for path in paths)
         if not paths:
             _check_biases(probe)
         modules = [module_at(model.net, path) for path in paths]
         targets = self.targets(probe)
         with self.at_work(probe), contextlib.ExitStack() as stack:
-            cam = self.explainer(_Front(model, probe.inputs.device), modules, probe.chunk)
+            cam = self.explainer(probe, modules, are_maps)
+            stack.callback(_forget, cam)
             for module in modules:  # what cam keeps must not be changed in place by what follows
                 stack.enter_context(rerouted(module, torch.clone))
             differentiate = getattr(cam, "uses_gradients", True)
@@ -788,21 +860,26 @@ class _GradCAM(_Adapter):
                 inputs = probe.inputs[part].detach().clone()
                 with torch.set_grad_enabled(differentiate):
                     maps = cam(inputs, targets[part], **self.given(self.called))
-                return torch.from_numpy(maps)
+                return torch.from_numpy(maps).to(inputs)
 
-            maps = self.explained(probe, explain, self.facts.alone)
-        return maps.to(probe.inputs)
+            return self.explained(probe, explain, self.facts.alone)
 
-    def explainer(self, front: nn.Module, modules: list[nn.Module], rows: int) -> Any:
+    def explainer(self, probe: Probe, modules: list[nn.Module], are_maps: bool) -> Any:
         given = self.given(self.made)
+        if not are_maps:
+            image = probe.inputs.shape[1:]
+            given["reshape_transform"] = lambda output: FeatureLayout.of(
+                output.shape, (len(output), *image)
+            ).grid(output)
         if "base_method" in given:
             given["base_method"] = _library_class("gradcam", given["base_method"])
         if "ablation_layer" in self.takes:  # the default is one object for all, with a memory
-            given["ablation_layer"] = _library_class("gradcam", "AblationLayer")()
+            name = "AblationLayer" if are_maps else "AblationLayerVit"
+            given["ablation_layer"] = _library_class("gradcam", name)()
         if "batch_size" in self.takes:
-            given["batch_size"] = rows
-        cam = self.theirs()(front, modules, **given)
-        cam.batch_size = rows  # ScoreCAM reads it, though its constructor has none
+            given["batch_size"] = probe.chunk
+        cam = self.theirs()(_Front(probe.model, probe.inputs.device), modules, **given)
+        cam.batch_size = probe.chunk  # ScoreCAM reads it, though its constructor has none
         return cam
 
     def targets(self, probe: Probe) -> list[Any]:
@@ -813,14 +890,24 @@ class _GradCAM(_Adapter):
             return [getattr(made, self.facts.target)(category) for category in classes]
         own: Any = self
         logits = probe[Logits()]
+        places = [at for at in own.comparison_categories if at < logits.shape[1]]
+        if not places:
+            raise Unsupported(f"the network has {logits.shape[1]} classes, none of which compares")
         gaps = (logits - logits.gather(1, probe.target[:, None])).abs()
         order = gaps.argsort(dim=1, stable=True).tolist()
         return [
-            made.FinerWeightedTarget(
-                category, [row[at] for at in own.comparison_categories if at < len(row)], own.alpha
-            )
+            made.FinerWeightedTarget(category, [row[at] for at in places], own.alpha)
             for category, row in zip(classes, order, strict=True)
         ]
+
+
+def _forget(cam: Any) -> None:
+    """Lets go of a CAM's records, which it would detach when it dies, and cannot where it looks at
+    a part of a tensor.
+    """
+    for part in getattr(cam, "base_cam_per_layer", [getattr(cam, "base_cam", cam)]):
+        part.activations_and_grads.activations = []
+        part.activations_and_grads.gradients = []
 
 
 def _check_biases(probe: Probe) -> None:
