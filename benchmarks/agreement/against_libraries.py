@@ -260,8 +260,76 @@ COMPARISONS: tuple[Comparison, ...] = (
         lambda: enlarged(attributed(captum.attr.LayerDeepLift(MODEL.net, LAYER), BLACK)),
     ),
     *(
+        compare(
+            f"captum/{name}",
+            lambda name=name: absolute_sum(attributed(getattr(captum.attr, name)(MODEL.net))),
+        )
+        for name in ("InputXGradient", "Deconvolution")
+    ),
+    compare(
+        "captum/GuidedGradCam",
+        lambda: absolute_sum(attributed(captum.attr.GuidedGradCam(MODEL.net, LAYER))),
+    ),
+    compare(
+        "captum/LayerActivation",
+        lambda: enlarged(captum.attr.LayerActivation(MODEL.net, LAYER).attribute(inputs())),
+    ),
+    compare(
+        "captum/LayerGradientXActivation",
+        lambda: enlarged(attributed(captum.attr.LayerGradientXActivation(MODEL.net, LAYER))),
+    ),
+    *(
+        compare(
+            f"captum/{name}",
+            lambda name=name: enlarged(
+                attributed(getattr(captum.attr, name)(MODEL.net, LAYER), BLACK, n_steps=6)
+            ),
+            {"n_steps": 6},
+        )
+        for name in ("InternalInfluence", "LayerIntegratedGradients")
+    ),
+    compare(
+        "captum/KernelShap",
+        lambda: one_by_one(
+            "captum/KernelShap",
+            lambda image, target: captum.attr.KernelShap(MODEL.net).attribute(
+                image, BLACK[:1], target=target, feature_mask=patches(3), n_samples=20
+            ),
+        )[:, 0],
+        {"patches": 3, "n_samples": 20},
+        tolerance=1e-6,
+        reason=FLOAT32,
+    ),
+    compare(
+        "captum/DeepLiftShap",
+        lambda: absolute_sum(
+            one_by_one(
+                "captum/DeepLiftShap",
+                lambda image, target: captum.attr.DeepLiftShap(MODEL.net).attribute(
+                    image.clone().requires_grad_(),
+                    torch.cat((BLACK[:1], WHITE[:1])),
+                    target=target,
+                ),
+            )
+        ),
+        {"baselines": ("black", "white")},
+    ),
+    *(
         compare(f"gradcam/{name}", lambda name=name: cam(name), tolerance=1e-6, reason=FLOAT32)
-        for name in ("GradCAM", "GradCAMPlusPlus", "EigenCAM", "ScoreCAM", "AblationCAM")
+        for name in (
+            "AblationCAM",
+            "EigenCAM",
+            "EigenGradCAM",
+            "FEM",
+            "FullGrad",
+            "GradCAM",
+            "GradCAMElementWise",
+            "GradCAMPlusPlus",
+            "HiResCAM",
+            "ScoreCAM",
+            "SegEigenCAM",
+            "XGradCAM",
+        )
     ),
     compare(
         "gradcam/LayerCAM",

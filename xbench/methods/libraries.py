@@ -844,7 +844,13 @@ class _GradCAM(_Adapter):
     def __call__(self, probe: Probe) -> Tensor:
         model = probe.model
         paths = [model.layer(name) for name in getattr(self, "layers", ())]
-        are_maps = all(self.layout(probe, path).kind == "maps" for path in paths)
+        kinds = {self.layout(probe, path).kind for path in paths}
+        if "ablation_layer" in self.takes and "maps_last" in kinds:
+            raise Unsupported(
+                f"{self.name} ablates the second axis of maps or the last of tokens, but layer "
+                f"{paths[0]!r} returns (N, h, w, C); ablation_cam works there"
+            )
+        are_maps = kinds <= {"maps"}
         if not paths:
             _check_biases(probe)
         modules = [module_at(model.net, path) for path in paths]
