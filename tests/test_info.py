@@ -66,6 +66,7 @@ def test_parameters_are_shown_with_their_types_and_defaults() -> None:
     assert "  samples: " in text
     assert "default 20" in text
     assert "  weights: str, required" in info.description("checkpoint")
+    assert "  iou: tuple of float > 0 and <= 1, default (0.5,)" in info.description("max_box_acc")
 
 
 def test_a_name_that_nobody_has_is_refused_with_a_suggestion() -> None:

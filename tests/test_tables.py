@@ -232,6 +232,41 @@ def test_a_suite_of_controls_alone_ranks_them(tmp_path: Path) -> None:
     assert board.methods == ("centre", "random")
 
 
+FACTS_ALONE = ["tied_pixels", "mean_mass"]
+
+
+def test_a_fact_about_maps_is_a_column_without_arrow_best_value_or_say_in_the_order(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(methods=RANKED, metrics=["mae", "tied_pixels"])
+    scores: Scores = {
+        (method, metric): [value] * 4
+        for metric, column in (("mae", (0.1, 0.2, 0.3)), ("tied_pixels", (0.6, 0.5, 0.4)))
+        for method, value in zip(RANKED, column, strict=True)
+    }
+    results = stored(plan, tmp_path, scores)
+    (board,) = leaderboards(results)
+    assert board.ranked_by == ("MAE",)
+    assert board.methods == tuple(RANKED)
+    assert board.headings == {"mae": "MAE ↓", "tied_pixels": "ties"}
+    text = render(results, "md")
+    assert "**0.1000**" in text
+    assert "| 0.6000 |" in text
+    assert "**0.4000**" not in text
+
+
+def test_facts_alone_order_nothing(tmp_path: Path) -> None:
+    scores: Scores = {(method, "mean_mass"): [0.5] * 4 for method in RANKED}
+    results = stored(plan_of(methods=RANKED, metrics=FACTS_ALONE), tmp_path, scores)
+    (board,) = leaderboards(results)
+    assert board.methods == tuple(RANKED)
+    for form in ("md", "terminal"):
+        text = render(results, form)  # type: ignore[arg-type]
+        assert "Not ordered: no metric here says which is better." in text
+        assert "control maps" not in text
+        assert "0.5000" in text
+
+
 means = st.one_of(st.just(NAN), st.integers(0, 5).map(float))
 
 
@@ -293,7 +328,7 @@ def test_a_stored_row_that_no_cell_or_image_of_the_plan_asks_for_is_left_out(
 def test_columns_name_every_metric_once_with_its_direction() -> None:
     for name, entry in registry.entries("metrics").items():
         if entry.origin.startswith("xbench."):
-            assert entry.load().better in ("higher", "lower"), name
+            assert entry.load().better in ("higher", "lower", "neither"), name
             assert getattr(entry.load(), "family", ""), name
 
 

@@ -318,8 +318,12 @@ def test_a_metric_that_declares_the_wrong_direction_is_caught() -> None:
 
 
 def test_a_metric_that_declares_no_direction_is_caught() -> None:
-    with pytest.raises(AssertionError, match="must declare better: higher or lower"):
+    with pytest.raises(AssertionError, match="must declare better: higher or lower, or neither"):
         check_metric_of(mass, better="up")
+
+
+def test_a_fact_about_maps_need_not_beat_random_maps() -> None:
+    check_metric_of(lambda explanation: -mass(explanation), better="neither")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from .suite import Choice
 from .tables import Results, to_csv, to_json
 
 Format = Literal["terminal", "md", "csv", "json"]
-ARROW = {"higher": "↑", "lower": "↓"}
+ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Leaderboard:
         means: by method and metric; NaN where there is no score.
         ranks: mean rank over ``ranked_by``; a missing score, or one over fewer
             images than another, has the worst rank.
-        ranked_by: symbols of the faithfulness metrics, or of all where there are none.
+        ranked_by: symbols of the faithfulness metrics, or of all that have a direction where there
+            are none.
         headings: metric label to heading, with arrow and baseline.
-        better: metric label to "higher" or "lower".
+        better: metric label to "higher", "lower" or "neither".
         passes: method label to its own passes per image.
         marks: why a cell lacks images.
     """
@@ -71,7 +72,8 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
     controls = [name for name, m in methods.items() if getattr(m.make(), "control", False)]
     ranked = [name for name in methods if name not in controls] or controls
     faithful = [name for name, m in metrics.items() if getattr(m, "family", "") == "faithfulness"]
-    deciding = {name: metrics[name] for name in faithful or metrics}
+    directed = [name for name, metric in metrics.items() if metric.better != "neither"]
+    deciding = {name: metrics[name] for name in faithful or directed}
     images = {(row["method"], row["metric"]): int(row["images"]) for row in rows}
     ranks = _mean_ranks(ranked, deciding, means, images)
     order = sorted(ranked, key=ranks.__getitem__)
@@ -138,13 +140,13 @@ def _heading(group: Group, label: str) -> str:
     """Symbol and arrow; beneath, the baseline and whatever else is not default."""
     metric = next(cell.metric for cell in group.cells if cell.metric.label == label).make()
     if label != registry.label(metric):
-        return f"{label} {ARROW[metric.better]}"  # the suite's own words
+        return f"{label}{ARROW[metric.better]}"  # the suite's own words
     baseline = getattr(metric, "baseline", None)
     changed = [
         f"{k}={v}" for k, v in registry.changed_parameters(metric).items() if k != "baseline"
     ]
     details = ", ".join([*([baseline] if baseline else []), *changed])
-    return f"{getattr(metric, 'symbol', metric.name)} {ARROW[metric.better]}" + (
+    return f"{getattr(metric, 'symbol', metric.name)}{ARROW[metric.better]}" + (
         f"\n{details}" if details else ""
     )
 
@@ -191,12 +193,15 @@ def _lines(board: Leaderboard) -> list[tuple[str, str, list[tuple[str, bool]], s
         column = [board.means.get((method, metric), math.nan) for method in board.methods]
         known = [value for value in column[: len(board.ranks)] if not math.isnan(value)]
         pick = max if board.better[metric] == "higher" else min
-        best[metric] = pick(known, default=math.nan)
+        best[metric] = (
+            math.nan if board.better[metric] == "neither" else pick(known, default=math.nan)
+        )
         largest[metric] = max((abs(v) for v in column if not math.isnan(v)), default=0.0)
     lines = []
     for at, method in enumerate(board.methods):
         scored = any(not math.isnan(board.means.get((method, m), math.nan)) for m in board.metrics)
-        rank = f"{board.ranks[method]:.2f}" if method in board.ranks and scored else ""
+        is_ranked = board.ranked_by and method in board.ranks and scored
+        rank = f"{board.ranks[method]:.2f}" if is_ranked else ""
         numbers = [(rank or ("-" if method in board.ranks else ""), False)]
         for metric in board.metrics:
             value = board.means.get((method, metric), math.nan)
@@ -251,6 +256,8 @@ def _headings(board: Leaderboard, metrics: Sequence[str]) -> list[str]:
 
 def _footnotes(board: Leaderboard) -> list[str]:
     words = f"Ordered by the mean rank over {', '.join(board.ranked_by)}."
+    if not board.ranked_by:
+        words = "Not ordered: no metric here says which is better."
     if len(board.ranks) < len(board.methods):
         words += " Below the line: control maps, which explain nothing."
     reasons: dict[str, list[str]] = {}

@@ -260,7 +260,8 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     """The contract of a metric.
 
     One value per image, the same for a batch and one by one, inside the declared range; the
-    object's mask beats random maps in the declared direction where the network's evidence is known;
+    object's mask beats random maps in the declared direction, unless that is "neither", where the
+    network's evidence is known;
     constant and zero maps give a value or NaN, a map with NaN gives ``failed: nonfinite`` for its
     own image alone; declared passes are counted passes; the same twice; nothing is left behind.
 
@@ -269,7 +270,9 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     """
     metric = registry.make("metrics", name, params)
     _check_entry("metrics", metric)
-    assert metric.better in ("higher", "lower"), f"{name} must declare better: higher or lower"
+    assert metric.better in ("higher", "lower", "neither"), (
+        f"{name} must declare better: higher or lower, or neither for a fact about maps"
+    )
     model, batch = planted_batch()
     with unchanged(model, batch, name):
         _check_scores(name, metric, model, batch)
@@ -308,7 +311,7 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
             f"{name}: a batch of 8 differs from 8 batches of 1 by {worst:.1e}"
         )
         gain = float((oracle - drawn).mean()) * (1 if metric.better == "higher" else -1)
-        assert gain > 0, (
+        assert gain > 0 or metric.better == "neither", (
             f"{name}: the object's mask does not beat random maps ({metric.better} is better)"
         )
         low, high = getattr(metric, "range", (float("-inf"), float("inf")))

@@ -1,5 +1,5 @@
 """Metrics: each is one class whose body is its formula."""
 
-from . import curves, faithfulness, localisation, rcap
+from . import complexity, curves, faithfulness, localisation, rcap
 
-__all__ = ["curves", "faithfulness", "localisation", "rcap"]
+__all__ = ["complexity", "curves", "faithfulness", "localisation", "rcap"]
