@@ -40,6 +40,8 @@ class Centre(Control):
     Photographs have their object in the middle, so localisation metrics must be read against this.
     """
 
+    version: ClassVar[int] = 2
+
     def __call__(self, probe: Probe) -> Tensor:
         rows, columns = (
             torch.exp(
