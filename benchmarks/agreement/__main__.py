@@ -1,8 +1,9 @@
-"""Every method beside independent implementations, as tables: ``python benchmarks/agreement``.
+"""Every entry beside independent implementations, as tables: ``python benchmarks/agreement``.
 
-Writes ``results/agreement/methods.md``: for each method its parameters, the passes that it declares
-and those that a toy network counts; for each comparison the largest relative difference, and why
-any remains. ``tests/reference/test_agreement.py`` holds the same comparisons to their tolerances.
+Writes ``results/agreement/methods.md`` and ``metrics.md``: for each entry its parameters, for each
+method the passes that it declares and those that a toy network counts; for each comparison the
+largest relative difference, and why any remains. ``tests/reference/test_agreement.py`` holds the
+same comparisons to their tolerances.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from xbench.testing import toy_batch, toy_model_for
 from xbench.types import Passes
 
 HERE = Path(__file__).parent
-LIBRARIES = ("torch", "captum", "grad-cam", "saliency", "timm")
+LIBRARIES = ("torch", "captum", "grad-cam", "saliency", "quantus", "scikit-learn", "timm")
 
 
 def comparisons(kind: str) -> list[Comparison]:
@@ -65,17 +66,50 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
 
 
-def methods_page() -> str:
-    compared = comparisons("methods")
-    measured = [(comparison, comparison.difference()) for comparison in compared]
-    methods = {name: registry.make("methods", name) for name in registry.entries("methods")}
-    missing = methods.keys() - {comparison.name for comparison in compared}
-    versions = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+Measured = list[tuple[Comparison, float]]
+
+
+def measured(kind: str) -> Measured:
+    return [(comparison, comparison.difference()) for comparison in comparisons(kind)]
+
+
+def _worst(name: str, found: Measured) -> str:
+    own = [difference for comparison, difference in found if comparison.name == name]
+    return f"{max(own):.0e} ({len(own)})" if own else "none"
+
+
+def _compared(kind: str, found: Measured, remark: str) -> list[str]:
+    """The end of a page: all comparisons, and what has none."""
     lines = [
-        "# Methods beside independent implementations",
+        "",
+        "## Comparisons",
+        "",
+        "The difference is max |ours - theirs| / max |theirs| over four images or more, in",
+        f"float64. {remark}".rstrip(),
+        "",
+    ]
+    rows = [(f"`{c.label}`", c.reference, f"{worst:.1e}", c.reason) for c, worst in found]
+    lines += _rows((kind[:-1], "compared with", "difference", "what remains"), rows)
+    missing = registry.entries(kind).keys() - {comparison.name for comparison, _ in found}
+    if missing:
+        lines += ["", f"Without a comparison: {', '.join(sorted(missing))}."]
+    return lines
+
+
+def _title(kind: str) -> list[str]:
+    versions = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+    return [
+        f"# {kind.capitalize()} beside independent implementations",
         "",
         f"Made by `python benchmarks/agreement`, with {versions}.",
         "",
+    ]
+
+
+def methods_page() -> list[str]:
+    found = measured("methods")
+    lines = [
+        *_title("methods"),
         "## Methods",
         "",
         "Passes are forward + backward per image at the defaults, the clean forward included, on a",
@@ -85,29 +119,26 @@ def methods_page() -> str:
         "",
     ]
     rows = []
-    for name, method in methods.items():
-        own = [difference for comparison, difference in measured if comparison.name == name]
-        worst = f"{max(own):.0e} ({len(own)})" if own else "none"
-        rows.append((f"`{name}`", *passes_of(method), worst, _parameters(method)))
+    for name in registry.entries("methods"):
+        method = registry.make("methods", name)
+        passes = passes_of(method)
+        rows.append((f"`{name}`", *passes, _worst(name, found), _parameters(method)))
     lines += _rows(("method", "declared", "counted", "worst", "parameters"), rows)
-    lines += [
-        "",
-        "## Comparisons",
-        "",
-        "The difference is max |ours - theirs| / max |theirs| over the maps of four images, in",
-        "float64. Methods of libraries are compared with the library called by hand.",
-        "",
-    ]
-    lines += _rows(
-        ("method", "compared with", "difference", "what remains"),
-        [
-            (f"`{c.label}`", c.reference, f"{difference:.1e}", c.reason)
-            for c, difference in measured
-        ],
-    )
-    if missing:
-        lines += ["", f"Without a comparison: {', '.join(sorted(missing))}."]
-    return "\n".join(lines) + "\n"
+    remark = "Methods of libraries are compared with the library called by hand."
+    return lines + _compared("methods", found, remark)
+
+
+def metrics_page() -> list[str]:
+    found = measured("metrics")
+    lines = [*_title("metrics"), "## Metrics", ""]
+    rows = []
+    for name in registry.entries("metrics"):
+        metric = registry.make("metrics", name)
+        family = getattr(metric, "family", "")
+        facts = (family, metric.better, _worst(name, found), _parameters(metric))
+        rows.append((f"`{name}`", *facts))
+    lines += _rows(("metric", "family", "better", "worst", "parameters"), rows)
+    return lines + _compared("metrics", found, "")
 
 
 def main() -> None:
@@ -115,8 +146,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("results/agreement"))
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    (out / "methods.md").write_text(methods_page(), encoding="utf-8")
-    print(out / "methods.md")
+    for kind, page in (("methods", methods_page), ("metrics", metrics_page)):
+        (out / f"{kind}.md").write_text("\n".join(page()) + "\n", encoding="utf-8")
+        print(out / f"{kind}.md")
 
 
 if __name__ == "__main__":
