@@ -368,3 +368,9 @@ def test_a_suite_of_nobody_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
     with pytest.raises(UsageError, match="cannot be read"):
         read_suite(str(tmp_path / "latin.yaml"))
+
+
+def test_a_problem_of_two_parameters_together_stands_at_their_entry() -> None:
+    methods = [{"name": "smooth_grad", "percentile": 50.0}]
+    with pytest.raises(SuiteError, match=r"\(methods\[0\]\): method 'smooth_grad': percentile"):
+        suite_of(methods=methods)

@@ -363,7 +363,7 @@ class _Reader:
                 return []
             except ValidationError as error:
                 for key, sentence in registry.parameter_problems(kind, resolved, error):
-                    self._problem((*path, key), sentence)
+                    self._problem((*path, key) if key else path, sentence)
                 return []
             shown = registry.label(entry) if label is None else label
             if not shown or not shown.isprintable() or len(label or "") > MAX_LABEL:
