@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_parameters_reach_the_library() -> None:
 
 @pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize("name", ["captum/LayerGradCam", "gradcam/ScoreCAM"])
-def test_a_plan_resolves_layers_whether_the_cost_is_known_or_not(name: str) -> None:
+def test_a_plan_resolves_the_layers_that_a_library_reads(name: str) -> None:
     def cell(**params: Any) -> str:
         methods, metrics = [{"name": name, **params}], ["average_drop"]
         (found,) = make_plan(suite_of(methods=methods, metrics=metrics), None).cells
@@ -497,9 +498,34 @@ def test_a_partially_filled_batch_costs_its_images_and_changes_no_bit(name: str)
         assert probe.probability.isfinite().all()
         maps = probe.explain(method).raw
         declared = method_cost(method, probe.model, beside=(Logits(),))
-        assert declared in (None, probe.spent) or hasattr(method, "passes_bound")
+        assert declared == probe.spent or hasattr(method, "passes_bound")
         last = Probe(probe.model, probe.batch.part(slice(2, 3)), target=probe.target[2:3], rows=4)
         assert torch.equal(maps[2:3], last.explain(method).raw[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("gradcam/SESS", {"scales": (16, 20, 33), "window_size": 12, "step_size": 5}),
+        ("gradcam/SESS", {"num_scales": 4, "pre_filter_ratio": 0.3}),
+        ("gradcam/AblationCAM", {"ratio_channels_to_ablate": 0.3, "aug_smooth": True}),
+        ("gradcam/ScoreCAM", {"layer": "1", "aug_smooth": True}),
+        ("gradcam/RefineCAM", {"layers": ("1", "3")}),
+        ("captum/Occlusion", {"window": 7, "stride": 3}),
+        ("captum/LayerIntegratedGradients", {"n_steps": 4, "method": "riemann_right"}),
+        ("captum/DeepLiftShap", {"baselines": ("black", "mean", "blur")}),
+    ],
+)
+def test_passes_follow_the_parameters(name: str, params: dict[str, Any]) -> None:
+    """On images that are not square."""
+    method = registry.make("methods", name, params)
+    model = replace(toy_model(), size=(16, 21))
+    wide = torch.cat((toy_batch(3).images, toy_batch(3, seed=1).images[..., :5]), dim=3)
+    batch = replace(toy_batch(3), images=wide, masks=None)
+    with probing(model, batch, needs=batch_needs([method], [])) as probe:
+        assert probe.probability.isfinite().all()
+        probe.explain(method)
+        assert probe.spent == method_cost(method, model, beside=(Logits(),))
 
 
 # --- without a trace ------------------------------------------------------------------------------

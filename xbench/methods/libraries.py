@@ -56,8 +56,7 @@ class Facts:
     Args:
         what: the map in words, for the first line of the docstring.
         source: who published it.
-        passes: forward and backward passes per image, of a method and a model; None where nobody
-            knows them before.
+        passes: forward and backward passes per image, of a method and a model.
         at_most: whether ``passes`` are an upper bound.
         alone: whether images are explained one by one.
         kind: calls of the network that must be modules.
@@ -74,7 +73,7 @@ class Facts:
 
     what: str
     source: str
-    passes: Callable[[Any, Model], tuple[int, int]] | None = None
+    passes: Callable[[Any, Model], tuple[int, int]]
     at_most: bool = False
     alone: bool = False
     kind: Kind | None = None
@@ -199,6 +198,23 @@ def _ablations(method: Any, model: Model) -> tuple[int, int]:
     """Of Ablation-CAM: two forwards to begin with; the top and the low channels are ablated."""
     channels, share = layer_facts(model, method.layer).channels, method.ratio_channels_to_ablate
     return 2 + (channels if share == 1 else 2 * int(channels * share)), 0
+
+
+def _windows(method: Any, model: Model) -> tuple[int, int]:
+    """Of SESS: every window is scored, and those that are kept are explained."""
+    if model.size is None:
+        raise Unpriced(f"the number of windows depends on the size of {model.name!r}'s images")
+    short, long = sorted(model.size)
+    window = method.window_size or short
+    step = method.step_size or window
+    growth = round(window * method.scale_step_ratio)
+    scales = method.scales or [window + growth * at for at in range(method.num_scales)]
+    count = 0
+    for scale in scales:
+        sides = (scale, int(scale * long / short))
+        count += math.prod(-(-max(0, side - window) // step) + 1 for side in sides)
+    kept = count - int(count * method.pre_filter_ratio)
+    return count + kept, kept
 
 
 def _viewed(
@@ -498,6 +514,7 @@ GRADCAM: dict[str, Facts] = {
     "SESS": Facts(
         "maps of windows at several sizes, joined",
         "Tursun et al. 2022, arXiv:2207.01769",
+        _windows,
         alone=True,
         maps_only=True,
     ),
@@ -1052,12 +1069,11 @@ def _method(package: str, name: str) -> type:
         "made": tuple(fields.keys() & made.keys()),
         "called": tuple(fields.keys() & called.keys()),
         "takes": frozenset({**made, **called}),
+        "needs": property(lambda self: (Logits(),)),
+        "passes": lambda self, model: Passes(*facts.passes(self, model)),
     }
     if "layer" in fields:
         namespace["layers"] = property(lambda self: (self.layer,))
-    if (passes := facts.passes) is not None:
-        namespace["needs"] = property(lambda self: (Logits(),))
-        namespace["passes"] = lambda self, model: Passes(*passes(self, model))
     if facts.at_most:
         namespace["passes_bound"] = True
     if facts.class_agnostic:
