@@ -439,6 +439,9 @@ def test_the_rule_does_not_touch_the_network() -> None:
         (lambda x: x.clamp(torch.zeros_like(x)), "not for a clamp"),
         (lambda x: torch.maximum(x, torch.zeros_like(x)), "not for a maximum"),
         (nn.Threshold(0, 0), "not for a threshold"),
+        (lambda x: torch.where(x > 0, x, 0), "not for a torch.where"),
+        (lambda x: x.masked_fill(x < 0, 0), "not for a masked_fill"),
+        (GuidedModule(), "cannot see inside GuidedFunction"),
         (
             lambda x: checkpoint(functional.relu, x, use_reentrant=True),
             "not for the inside of a checkpointed block, which it cannot see",
@@ -446,7 +449,8 @@ def test_the_rule_does_not_touch_the_network() -> None:
     ],
     ids=[
         *("leaky", "rrelu", "rrelu in training", "prelu", "hardtanh", "clamp", "clamp_min"),
-        *("clamp to a tensor", "maximum", "threshold", "checkpoint"),
+        *("clamp to a tensor", "maximum", "threshold", "where", "masked_fill", "function"),
+        "checkpoint",
     ],
 )
 def test_what_rectifies_but_is_no_relu_is_refused(between: Any, message: str) -> None:
@@ -462,9 +466,23 @@ def test_a_scripted_block_is_refused_once_it_hides_its_relus() -> None:
         guided_gradient(net)
 
 
-def test_smooth_activations_beside_a_relu_keep_their_own_gradient() -> None:
-    net = Written(functional.silu)
-    torch.testing.assert_close(guided_gradient(net), explicit_gradient(net))
+@pytest.mark.parametrize(
+    ("between", "words"),
+    [
+        (functional.silu, "SiLU"),
+        (functional.elu, "ELU"),
+        (functional.gelu, "GELU"),
+        (functional.hardswish, "hard-swish"),
+    ],
+)
+def test_smooth_activations_beside_a_relu_keep_their_own_gradient_if_that_is_accepted(
+    between: Any, words: str
+) -> None:
+    net = Written(between)
+    with pytest.raises(Unsupported, match=f"the network has {words} beside its ReLUs, so"):
+        guided_gradient(net)
+    found = guided_gradient(net, allow_no_relu=True)
+    torch.testing.assert_close(found, explicit_gradient(net))
 
 
 def test_a_relu_behind_no_logit_does_not_count() -> None:

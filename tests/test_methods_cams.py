@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from xbench import registry
 from xbench.autograd import prepared
@@ -114,22 +115,32 @@ def test_the_epsilon_of_xgrad_cam_is_added_to_each_channels_sum() -> None:
 
 
 @pytest.mark.parametrize("colour", [[3.0, 4.0], [-3.0, -4.0], [3.0, -4.0], [4.0, -3.0]])
-def test_eigen_cam_of_one_pattern_is_the_pattern_with_the_sign_of_its_sum(
+def test_eigen_cam_of_one_pattern_is_the_pattern_towards_its_larger_cubes(
     colour: list[float],
 ) -> None:
     pattern = torch.tensor([[1.0, 2.0], [-3.0, 5.0]]).double()
     features = torch.tensor(colour).double()[None, :, None, None] * pattern
-    sign = 1 if sum(colour) > 0 else -1
     found = cam("eigen_cam", features, G)
-    torch.testing.assert_close(found[0], sign * 5 * pattern)
-    # the mean over positions, 1.25, is what centring takes away
+    torch.testing.assert_close(found[0], 5 * pattern)  # 1 + 8 - 27 + 125 > 0
+    # the mean over positions, 1.25, is what centring takes away; then -4.25 outweighs 3.75
     centred = cam("eigen_cam", features, G, centred=True)
-    torch.testing.assert_close(centred[0], sign * 5 * (pattern - 1.25))
+    torch.testing.assert_close(centred[0], 5 * (1.25 - pattern))
 
 
-def test_eigen_grad_cam_is_eigen_cam_of_the_product() -> None:
-    found = cam("eigen_grad_cam", A, G)
-    assert torch.equal(found, cam("eigen_cam", A * G, A))
+def test_eigen_grad_cam_is_eigen_cam_of_the_product_but_for_its_sign() -> None:
+    found, without = cam("eigen_grad_cam", A, G), cam("eigen_cam", A * G, A)
+    assert torch.equal(found.abs(), without.abs())
+    assert (found * (A * G).sum(1)).sum() > 0
+    assert without.pow(3).sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_behind_a_layer_norm_eigen_cam_keeps_its_sign_in_any_precision(dtype: torch.dtype) -> None:
+    """The sum over channels is nothing but rounding there, and could turn the map either way."""
+    features = functional.layer_norm(random(16, 4, 4, 24), (24,)).permute(0, 3, 1, 2)
+    found = cam("eigen_cam", features.to(dtype), A).double()
+    assert (found.pow(3).sum((1, 2)) > 0).all()
+    torch.testing.assert_close(found, cam("eigen_cam", features, A), rtol=0, atol=1e-4)
 
 
 # --- CAM ------------------------------------------------------------------------------------------
@@ -353,7 +364,7 @@ def test_eigen_cam_is_the_best_map_of_rank_one(channels: int, centred: bool) -> 
     torch.testing.assert_close(found.norm(dim=1), values[:, 0])
     projection = values[:, :1] * right[:, 0]
     torch.testing.assert_close(found.abs(), projection.abs())
-    assert ((found * rows.sum(1)).sum(1) > 0).all()
+    assert (found.pow(3).sum(1) > 0).all()
     assert left.shape[1] == channels
 
 

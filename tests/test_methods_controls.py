@@ -43,7 +43,7 @@ def test_the_controls_are_the_entries_that_call_themselves_so() -> None:
     declared = {
         name
         for name in registry.entries("methods")
-        if getattr(registry.find("methods", name), "control", False)
+        if getattr(registry.find("methods", name), "control", False) is True
     }
     assert declared == {*CONTROLS, "inverted"}
 
@@ -222,3 +222,8 @@ def test_an_inverted_oracle_needs_masks_and_knows_no_class() -> None:
     assert found.needs_masks
     assert found.class_agnostic
     assert not registry.make("methods", "inverted").class_agnostic
+
+
+def test_a_reversed_control_stays_a_control() -> None:
+    assert registry.make("methods", "random", {"reversed": {}}).control
+    assert not registry.make("methods", "gradient", {"reversed": {}}).control

@@ -486,3 +486,15 @@ def test_an_explanation_computes_what_belongs_to_its_map_once_per_map() -> None:
         assert one[Total()].tolist() == [256] * 4
         assert two[Total()].tolist() == [512] * 4
         assert one[Logits()] is two[Logits()] is probe[Logits()]
+
+
+def test_an_image_that_is_not_finite_has_no_map_whatever_the_network_makes_of_it() -> None:
+    model, batch = toy_model(), toy_batch(4)
+    images = batch.images.clone()
+    images[2, 0, 3, 3] = torch.nan
+    with prepared(model.net) as meter:
+        probe = Probe(model, replace(batch, images=images), meter=meter)
+        gradient = probe.explain(registry.make("methods", "gradient"))
+    assert probe[ImageGradient()].isfinite().all()  # a ReLU stops NaN on its way back
+    assert gradient.finite.tolist() == [True, True, False, True]
+    assert gradient.raw[2].isnan().all()

@@ -31,9 +31,19 @@ _UNGUIDED = {
     "ClampMinBackward0": "a clamp",
     "MaximumBackward0": "a maximum",
     "ThresholdBackward0": "a threshold",
+    "WhereBackward0": "a torch.where, which may rectify",
+    "MaskedFillBackward0": "a masked_fill, which may rectify",
     "CheckpointFunctionBackward": "the inside of a checkpointed block, which it cannot see",
     "CompiledFunctionBackward": "the inside of a compiled block, which it cannot see",
     "DifferentiableGraphBackward": "the inside of a scripted block, which it cannot see",
+}
+_SMOOTH = {
+    "EluBackward0": "ELU",
+    "GeluBackward0": "GELU",
+    "HardswishBackward0": "hard-swish",
+    "MishBackward0": "Mish",
+    "SiluBackward0": "SiLU",
+    "SoftplusBackward0": "softplus",
 }
 _SOFTMAXES = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
 
@@ -235,25 +245,36 @@ def guided_relu(
     A signal that returns to the output of a ReLU or ReLU6, the sum over all its consumers, goes on
     with its positive part alone (or the negative part, or the absolute value). The rule acts on the
     graph behind the logits, so that it is the same for modules and functions, in place or not,
-    called once or often; the network is not touched.
+    called once or often; the network is not touched. A product such as ``x * (x > 0)`` does not
+    show in a graph.
 
     Raises:
-        Unsupported: if there is a rectifier that the rule is not defined for, or none at all and
-            ``allow_no_relu`` is false.
+        Unsupported: if there is a rectifier that the rule is not defined for, or a function whose
+            inside the graph does not show; also, unless ``allow_no_relu``, if there is no ReLU at
+            all, or a smooth activation in the place of one, which keeps its own gradient.
     """
-    rectifiers = []
+    rectifiers, smooth = [], set()
     for node in graph_nodes(logits):
         kind = node.name().rpartition("::")[2]
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and kind not in _UNGUIDED:
+            raise Unsupported(
+                f"the guided rule cannot see inside {kind.removesuffix('Backward')}, an autograd "
+                "function of the network's own"
+            )
+        if kind in _SMOOTH:
+            smooth.add(_SMOOTH[kind])
         if kind == "ReluBackward0" or (kind == "HardtanhBackward0" and node._saved_min_val == 0):
             rectifiers.append(node)
         elif kind in _UNGUIDED:
             raise Unsupported(
                 f"the guided rule is defined for ReLU and ReLU6, not for {_UNGUIDED[kind]}"
             )
-    if not rectifiers and not allow_no_relu:
+    if not allow_no_relu and (smooth or not rectifiers):
+        found = " and ".join(sorted(smooth)) + (" beside its ReLUs" if rectifiers else "")
+        words = found if rectifiers else f"no ReLU or ReLU6{' but ' if smooth else ''}{found}"
         raise Unsupported(
-            "the network has no ReLU or ReLU6, so the guided gradient would be the plain one; "
-            "allow_no_relu: true accepts that"
+            f"the network has {words}, so the guided gradient would be "
+            f"{'partly ' if rectifiers else ''}the plain one; allow_no_relu: true accepts that"
         )
     parts: dict[Passing, Callable[[Tensor], Tensor]] = {
         "positive": lambda signal: signal.clamp_min(0),

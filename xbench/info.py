@@ -91,7 +91,7 @@ def _describe(entry: registry.Entry) -> str:
         lines.append("Parameters:")
         types = get_type_hints(cls, include_extras=True)
         for field in fields:
-            default = "required" if _is_required(field) else f"default {field.default!r}"
+            default = "required" if _is_required(field) else f"default {_default(cls, field)!r}"
             lines.append(f"  {field.name}: {_type_words(types[field.name])}, {default}")
     for preset, params in getattr(cls, "presets", {}).items():
         stands_for = ", ".join(f"{key}={value}" for key, value in params.items())
@@ -100,13 +100,18 @@ def _describe(entry: registry.Entry) -> str:
         value = getattr(cls, fact, None)
         if value is not None and not isinstance(value, property):
             lines.append(f"{fact.replace('_', ' ').capitalize()}: {value}")
-    passes = _passes(cls)
+    passes = _passes(cls) if entry.kind == "methods" else ""
     if passes:
-        lines.append(f"Passes per image, alone: {passes}")
+        lines.append(f"Passes per image on shapes/resnet, alone: {passes}")
     lines.append(f"Version: {getattr(cls, 'version', 1)}")
     lines.append(f"Provided by: {entry.origin}")
     lines.append(f"Source file: {inspect.getsourcefile(cls)}")
     return "\n".join(lines)
+
+
+def _default(cls: Any, field: dataclasses.Field[Any]) -> Any:
+    """However it was written: pydantic's Field holds one too."""
+    return cls.__pydantic_fields__[field.name].default
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -125,6 +130,8 @@ def _type_words(kind: Any) -> str:
             if hasattr(bound, name)
         ]
         return " ".join([_type_words(arguments[0]), " and ".join(bounds)]).strip()
+    if kind is registry.Nested:
+        return "a method, by name or as a mapping"
     if get_origin(kind) is Literal:
         return " | ".join(map(repr, arguments))
     if get_origin(kind) is tuple and arguments[-1] is ...:
@@ -137,17 +144,21 @@ def _type_words(kind: Any) -> str:
 
 
 def _passes(cls: Any) -> str:
-    from torch import nn
-
+    """Of an entry at its defaults, on the embedded network, whose layers some costs depend on."""
+    from .models.entries import ShapesResNet
+    from .models.loading import describe_layers
     from .probe import method_cost
     from .types import Model
 
+    network = ShapesResNet().describe(None)
+    net, layers, _ = describe_layers(network, (64, 64))
+    model = Model("shapes/resnet", net, network.mean, network.std, layers, (64, 64))
     try:
-        passes = method_cost(cls(), Model("any", nn.Identity()))
-    except (TypeError, ValueError):  # a parameter is required, or the cost depends on the network
+        passes = method_cost(cls(), model)
+    except (TypeError, ValueError):  # a parameter is required
         return ""
     if passes is None:
-        return ""
+        return "not known before, or not possible there"
     bound = "at most " if getattr(cls, "passes_bound", False) else ""
     return f"{bound}{passes.forward} forward, {passes.backward} backward"
 

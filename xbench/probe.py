@@ -346,7 +346,9 @@ class Explanation:
                 f"a method must return maps of shape {wanted} (N, H, W), but got {got}"
             )
         self.probe = probe
-        self.raw = saliency = saliency.detach()
+        # an image that is not finite has no map, whatever a ReLU made of it
+        sound = probe.inputs.flatten(1).isfinite().all(1)[:, None, None]
+        self.raw = saliency = saliency.detach().where(sound, torch.nan)
         self.finite = saliency.isfinite().flatten(1).all(1)
         self.saliency = saliency.where(self.finite[:, None, None], 0)
         self._values: dict[Need[Any], Any] = {}

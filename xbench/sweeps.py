@@ -470,7 +470,7 @@ class Guided(Swept):
 
     Args:
         percentile: of the variance, 0 to 100, linear between order statistics; 85 is the paper's
-            choice. At 100 the guide is the variance.
+            choice. At 100 the guide is the variance, at 0 there is none, as in the paper's GAG-0.
         guide_norm: what the variance is divided by below the percentile.
         guide_scope: pixels that share a percentile.
     """
@@ -484,6 +484,8 @@ class Guided(Swept):
 
         The comparison is strict, as in the authors' code; equation 3.4 differs on ties alone.
         """
+        if self.percentile == 0:  # GAG-0 of the paper is without the guide
+            return torch.ones_like(variance)
         planes = variance.flatten(2 if self.guide_scope == "channel" else 1)
         threshold = quantile(planes, self.percentile / 100)[..., None]
         if self.guide_norm == "none":

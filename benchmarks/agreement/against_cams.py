@@ -84,11 +84,13 @@ def of_library(cls: type[Any], layer: str, model: Model) -> tuple[Tensor, Tensor
             """An eigenvector's sign is LAPACK's chance; here it is ours."""
             if "Eigen" not in cls.__name__:
                 return cam
-            activation, gradient = args[3], args[4]
-            features = gradient * activation if "Grad" in cls.__name__ else activation
-            whole = features - features.mean((2, 3), keepdims=True)
-            alignment = (cam * whole.sum(1)).sum((1, 2), keepdims=True)
-            return np.where(alignment < 0, -cam, cam)
+            if "Grad" in cls.__name__:
+                product = args[4] * args[3]
+                whole = product.sum(1) - product.sum(1).mean((1, 2), keepdims=True)
+                sign = (cam * whole).sum((1, 2), keepdims=True)
+            else:
+                sign = (cam**3).sum((1, 2), keepdims=True)
+            return np.where(sign < 0, -cam, cam)
 
     with prepared(model.net), Kept(model.net, [model.net.get_submodule(layer)]) as library:
         targets = [ClassifierOutputTarget(int(target)) for target in TARGET]

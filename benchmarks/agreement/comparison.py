@@ -47,13 +47,19 @@ class Comparison:
         return f"{self.name}({given})" if given else self.name
 
     def difference(self) -> float:
-        """Largest absolute difference, relative to the reference's largest absolute value."""
+        """Largest absolute difference, relative to the reference's largest absolute value.
+
+        Of maps, the worst image counts; a reference map of zeros must be met exactly.
+        """
         ours, theirs = (tensor.detach().double() for tensor in self.compute())
         if ours.shape != theirs.shape:
             raise ValueError(f"{self.label}: {tuple(ours.shape)} against {tuple(theirs.shape)}")
         if not theirs.any():
             raise ValueError(f"{self.label}: the reference is zero everywhere and shows nothing")
-        return float((ours - theirs).abs().max() / theirs.abs().max())
+        if ours.ndim < 2:
+            ours, theirs = ours[None], theirs[None]
+        apart, scale = (values.abs().flatten(1).amax(1) for values in (ours - theirs, theirs))
+        return float(torch.where(apart == 0, 0, apart / scale).max())
 
 
 def explained(

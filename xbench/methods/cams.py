@@ -199,9 +199,9 @@ class EigenCAM(CamParts):
 
     With a row of channels per position, activations = U S V^T; the map is activations times the
     first column of V. It asks nothing about the class. A singular vector has no sign of its own:
-    here the map's inner product with the sum over channels is not negative, so that the map of
-    rectified features is their Perron vector and non-negative. Where the two largest singular
-    values are equal, the direction is not determined.
+    here the sum of the map's cubes is not negative, which points it where it is strongest, so that
+    the map of rectified features is their Perron vector and non-negative. Where the two largest
+    singular values are equal, the direction is not determined.
 
     Args:
         layer, sign, upsampling, scaling: common to all class activation maps.
@@ -225,7 +225,9 @@ class EigenCAM(CamParts):
 
     def cam(self, activation: Tensor) -> Tensor:
         """(N, C, h, w) to (N, h, w), before sign, upsampling and scaling."""
-        return _first_component(activation, centred=self.centred)
+        component = _first_component(activation, centred=self.centred)
+        # not by the sum over channels: behind a layer norm that is nothing but rounding
+        return _turned(component, component.pow(3).sum((1, 2)))
 
 
 @method("eigen_grad_cam")
@@ -247,11 +249,13 @@ class EigenGradCAM(GradientCam):
     presets: ClassVar[Presets] = {"pgc-1.5": {"scaling": "pgc", "centred": True}}
 
     def cam(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        return _first_component(gradient * activation, centred=self.centred)
+        product = gradient * activation
+        component = _first_component(product, centred=self.centred)
+        return _turned(component, (component * product.sum(1)).sum((1, 2)))
 
 
 def _first_component(features: Tensor, *, centred: bool) -> Tensor:
-    """(N, C, h, w) to (N, h, w): positions projected on the first right singular vector."""
+    """(N, C, h, w) to (N, h, w): positions on the first right singular vector, of either sign."""
     rows = features.flatten(2).double()  # (N, C, h * w); squares below need the digits
     if centred:
         rows = rows - rows.mean(2, keepdim=True)
@@ -262,10 +266,13 @@ def _first_component(features: Tensor, *, centred: bool) -> Tensor:
     values, vectors = torch.linalg.eigh(gram.where(finite, 0))
     first = vectors[..., -1:]
     projection = rows.mT @ first if by_channel else first * values[:, -1:, None].relu().sqrt()
-    alignment = (projection * rows.sum(1)[..., None]).sum(1, keepdim=True)
-    projection = projection.where(alignment >= 0, -projection).where(finite, torch.nan)
-    small = projection.view(-1, *features.shape[2:]).to(features.dtype)
+    small = projection.where(finite, torch.nan).view(-1, *features.shape[2:]).to(features.dtype)
     return levelled(small, features)
+
+
+def _turned(maps: Tensor, sign: Tensor) -> Tensor:
+    """Maps (N, h, w) with their sign changed where ``sign`` (N,) is negative."""
+    return maps.where(sign[:, None, None] >= 0, -maps).where(maps.isfinite(), maps)
 
 
 @method("smooth_grad_cam_plus_plus")

@@ -141,6 +141,10 @@ class Transformed:
     def needs_masks(self) -> bool:
         return bool(getattr(self.of.make(), "needs_masks", False))
 
+    @property
+    def control(self) -> bool:
+        return bool(getattr(self.of.make(), "control", False))
+
     def raw(self, probe: Probe) -> Tensor:
         return probe[MapOf(self.of.make())]
 

@@ -10,6 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..autograd import bias_terms
+from ..errors import Unsupported
+from ..features import FeatureLayout
 from ..maps import PGC_EPSILON, Scaling, Upsampling, unit_range, upsample
 from ..probe import ImageGradient, Logits, Need, Probe
 from ..registry import method
@@ -25,7 +27,7 @@ class FullGrad:
     its implicit bias, one for every call. Biases without positions, such as the classifier's, have
     no part. In a ReLU network all bias terms and input x gradient add up to the logit. Other
     nonlinearities (ReLU6, GELU, layer normalisation), and constants that a forward adds without a
-    module, are biases of their own, which the map leaves out.
+    module, are biases of their own, which the map leaves out, as it does those of attention.
 
     Args:
         range_over: "image" scales all channels of a part together, as the authors' code does;
@@ -63,6 +65,12 @@ class FullGrad:
         saliency = torch.zeros_like(probe.inputs[:, 0])
 
         def add(term: Tensor) -> None:
+            if term.ndim == 3:  # tokens, channels second
+                try:
+                    layout = FeatureLayout.of_tokens(term.shape[2], probe.inputs.shape)
+                except Unsupported:
+                    return  # no grid of positions
+                term = layout.grid(term.mT)
             if term.ndim == 4:
                 saliency.add_(upsample(self.part(term), saliency, self.upsampling))
 
