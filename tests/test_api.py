@@ -33,6 +33,9 @@ METHODS = sorted(
     if not entry.summary and not hasattr(entry.load(), "architecture")
 )
 METRICS = sorted(registry.entries("metrics"))
+METRICS_OF_MAPS = [
+    name for name in METRICS if not getattr(registry.find("metrics", name), "needs_method", False)
+]
 
 
 def probe_of(net: nn.Module, meter: Any, **how: Any) -> Probe:
@@ -67,7 +70,7 @@ def test_attribute_is_the_methods_map_of_a_probe(name: str, target: Tensor | Non
     assert found.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS_OF_MAPS)
 def test_score_is_the_metrics_value_of_a_probe(name: str) -> None:
     net = toy_network()
     maps = torch.randn(7, 16, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -81,6 +84,27 @@ def test_score_is_the_metrics_value_of_a_probe(name: str) -> None:
     assert found.dtype == torch.float64
     np.testing.assert_array_equal(found.numpy(), expected)
     assert found[3].isnan()
+
+
+@pytest.mark.parametrize("name", sorted({*METRICS} - {*METRICS_OF_MAPS}))
+def test_a_metric_that_runs_the_method_again_cannot_score_maps_alone(name: str) -> None:
+    net = toy_network()
+    with pytest.raises(Unsupported, match=r"given without it; use xbench\.evaluate"):
+        score(net, IMAGES, torch.rand(7, 16, 16).double(), name, masks=MASKS, **NORM)
+    tables = [
+        evaluate(net, IMAGES, ["grad_cam"], [name], masks=MASKS, batch_size=size, **NORM)
+        for size in (7, 3)
+    ]
+    assert set(tables[0]["status"]) == {"ok"}
+    np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=0, atol=1e-10)
+
+
+def test_an_exception_of_a_metric_reaches_its_caller_unchanged() -> None:
+    maps = torch.rand(7, 16, 16).double()
+    with pytest.raises(ValueError, match=r"^the metric's own words$"):
+        score(toy_network(), IMAGES, maps, "sabotage/metric_raise")
+    with pytest.raises(ValueError, match=r"^the metric's own words$"):
+        evaluate(toy_network(), IMAGES, ["gradient"], ["rcap", "sabotage/metric_raise"])
 
 
 def test_evaluate_is_attribute_and_score_of_each_pair() -> None:
@@ -146,7 +170,7 @@ def test_in_float64_maps_do_not_depend_on_the_batch_size(name: str, size: int) -
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20])
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS_OF_MAPS)
 def test_in_float64_scores_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
     net = toy_network()
     maps = torch.rand(7, 16, 16, generator=torch.Generator().manual_seed(0)).double()

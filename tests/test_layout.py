@@ -19,6 +19,7 @@ ORDER = (
     "noise",
     "maps",
     "features",
+    "imputation",
     "document",
     "registry",
     # one network and one batch

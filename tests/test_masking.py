@@ -7,32 +7,58 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
-from xbench import masking, registry
+from xbench import registry
 from xbench.autograd import Meter, prepared
 from xbench.datasets.shapes import generate
+from xbench.errors import Unsupported
+from xbench.imputation import linear_imputation
+from xbench.maps import unit_range, with_sign
 from xbench.masking import (
+    AuthorsRecovered,
     BaselineImage,
     BaselineProbability,
+    BaselineScores,
     Curve,
-    MaskedProbability,
+    Imputation,
+    ImputationNoise,
+    MapMask,
+    MaskedMap,
+    MaskedScores,
     Permutation,
+    Ranks,
     Recovered,
+    Shown,
     baseline_image,
     gaussian_blur,
     masked_probabilities,
     masked_scores,
+    readings,
+    rise_blur,
+    rise_kernel,
     row_scores,
     target_logit,
 )
 from xbench.models.loading import load_model
-from xbench.probe import Explanation, Logits, Need, Probe, probability
+from xbench.probe import (
+    Explanation,
+    Logits,
+    Need,
+    Probe,
+    closure,
+    cost,
+    filled,
+    probability,
+)
 from xbench.testing import SIDE, toy_batch, toy_model
 from xbench.types import Batch, Model, Passes
 
@@ -50,6 +76,11 @@ def probing(
         probe = Probe(model, batch or toy_batch(count), meter=meter, **how)
         assert probe.probability.isfinite().all()
         yield probe, meter
+
+
+def one_image(height: int, width: int) -> Batch:
+    images = torch.rand(1, 3, height, width, generator=GENERATOR, dtype=torch.float64)
+    return Batch(images, torch.zeros(1).long(), ("a",))
 
 
 def black(probe: Probe) -> Tensor:
@@ -121,8 +152,8 @@ def test_a_mask_of_ones_has_no_drop_no_gain_and_no_increase() -> None:
     with probing() as (probe, _):
         explanation = Explanation(probe, MASKS[:, 0])
         ones = torch.ones(4, 1, SIDE, SIDE)
-        masked = masked_probabilities(probe, [ones], black(probe))[:, 0]
-        explanation._values[MaskedProbability("black", "magnitude")] = masked
+        masked = masked_scores(probe, [ones], black(probe), read=readings)[:, 0]
+        explanation._values[MaskedScores("black", "magnitude")] = masked
         for name in ("average_drop", "average_gain", "average_increase"):
             assert not registry.make("metrics", name)(explanation).any()
 
@@ -453,6 +484,61 @@ def test_blur_of_one_colour_is_that_colour(side: int) -> None:
     torch.testing.assert_close(gaussian_blur(flat, side / 16), flat)
 
 
+def test_rises_kernel_has_the_published_values() -> None:
+    """As in the authors' code, which filters a point inside 11 x 11 pixels with scipy."""
+    kernel = rise_kernel()[:, None] * rise_kernel()
+    assert round(float(kernel[5, 5]), 6) == 0.008833
+    assert round(float(kernel[0, 5]), 6) == 0.008266
+    assert round(float(kernel[0, 0]), 6) == 0.007737
+    point = np.zeros((11, 11))
+    point[5, 5] = 1
+    np.testing.assert_allclose(kernel.numpy(), gaussian_filter(point, 5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", [3, 16, 30])
+def test_rises_blur_is_the_kernel_over_an_image_surrounded_by_zeros(side: int) -> None:
+    images = torch.rand(2, 3, side, side, generator=GENERATOR, dtype=torch.float64)
+    kernel = np.zeros((11, 11))
+    kernel[5, 5] = 1
+    weight = torch.from_numpy(gaussian_filter(kernel, 5)).expand(3, 1, 11, 11)
+    expected = torch.nn.functional.conv2d(images, weight, padding=5, groups=3)
+    torch.testing.assert_close(rise_blur(images), expected)
+
+
+@pytest.mark.parametrize(("name", "size", "sigma"), [("blur_gag", 33, 16), ("blur_latec", 15, 5)])
+def test_blurs_of_presets_are_torchvisions(name: Any, size: int, sigma: float) -> None:
+    model, batch = toy_model(), toy_batch(2, side=24)
+    inputs = model.normalise(batch.images)
+    expected = torchvision_blur(inputs, [size, size], [float(sigma), float(sigma)])
+    torch.testing.assert_close(baseline_image(name, model, inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["blur", "blur_rise", "blur_gag", "blur_latec", "noise", "white"])
+@pytest.mark.parametrize("sides", [(1, 1), (1, 9), (7, 40)])
+def test_a_baseline_exists_for_images_of_any_size(name: Any, sides: tuple[int, int]) -> None:
+    with probing(1, batch=one_image(*sides)) as (probe, _):
+        found = probe[BaselineImage(name)]
+    assert found.shape == (1, 3, *sides)
+    assert found.isfinite().all()
+
+
+def test_noise_is_uniform_in_pixels_and_belongs_to_the_images_key() -> None:
+    batch = toy_batch(4, side=32)
+    swapped = Batch(batch.images, batch.labels, batch.keys[::-1])
+    with probing(batch=batch) as (probe, _), probing(batch=swapped) as (other, _):
+        noise = probe[BaselineImage("noise")]
+        torch.testing.assert_close(noise, other[BaselineImage("noise")].flip(0))
+        pixels = probe.model.pixels(noise)
+        with pytest.raises(Unsupported, match="drawn for each image of a probe"):
+            baseline_image("noise", probe.model, probe.inputs)
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+    assert abs(float(pixels.mean()) - 0.5) < 0.01
+    assert abs(float(pixels.var()) - 1 / 12) < 0.005
+    correlation = torch.corrcoef(pixels.transpose(0, 1).flatten(1))  # channels are independent
+    assert (correlation - torch.eye(3)).abs().max() < 0.05
+
+
 # --- needs ----------------------------------------------------------------------------------------
 
 
@@ -462,9 +548,9 @@ def test_a_masked_probability_reads_the_map_by_its_rule(sign: Any) -> None:
     read = {"magnitude": raw.abs(), "positive": raw.clamp(min=0), "signed": raw}[sign]
     low, high = read.amin((1, 2), keepdim=True), read.amax((1, 2), keepdim=True)
     with probing() as (probe, _):
-        found = Explanation(probe, raw)[MaskedProbability("black", sign)]
+        found = Explanation(probe, raw)[MaskedScores("black", sign)]
         mask = ((read - low) / (high - low))[:, None]
-        torch.testing.assert_close(found, by_hand(probe, mask, black(probe))[:, 0])
+        torch.testing.assert_close(found[:, 0], by_hand(probe, mask, black(probe))[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -500,25 +586,17 @@ def test_a_curve_runs_from_the_baseline_to_the_image_or_back(steps: int, baselin
 
 @pytest.mark.parametrize("levels", [2, 4, 1000])
 @pytest.mark.parametrize("keep", ["salient", "rest"])
-def test_a_curve_is_the_brute_force_over_ranked_pixels(
-    keep: Any, levels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Maps with many, some and hardly any ties; the masks are caught on their way."""
+def test_a_curve_is_the_brute_force_over_ranked_pixels(keep: Any, levels: int) -> None:
+    """Maps with many, some and hardly any ties."""
     steps, side = 7, 6
     maps = torch.randint(levels, (4, side, side), generator=GENERATOR).double()
-    caught = []
-
-    def catch(probe: Probe, masks: Any, baseline: Tensor) -> Tensor:
-        caught.extend(masks)
-        return probe.probability[:, None].expand(-1, steps - 1)
-
-    batch = toy_batch(4, side=side)
-    with probing(batch=batch) as (probe, _):
-        probe[BaselineProbability("black")]
+    with probing(batch=toy_batch(4, side=side)) as (probe, _):
         order = probe[Permutation()]
-        monkeypatch.setattr(masking, "masked_probabilities", catch)
-        Explanation(probe, maps)[Curve(keep, "black", steps)]
-    found = torch.cat(caught, dim=1)
+        explanation = Explanation(probe, maps)
+        curve = Curve(keep, "black", steps)
+        found = torch.stack([point.mask(explanation) for point in curve.inner], dim=1)
+        scores = explanation[curve]
+        torch.testing.assert_close(scores[:, 1:-1], by_hand(probe, found, black(probe)))
     assert found.shape == (4, steps - 1, side, side)
     pixels = side * side
     for image in range(4):
@@ -545,7 +623,7 @@ def test_recovered_pixels_exceed_the_order_statistic() -> None:
     maps = torch.randn(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
     percents = (10, 25, 50)
     with probing() as (probe, _):
-        share, found = Explanation(probe, maps)[Recovered("black", "signed", percents)]
+        share, found, _ = Explanation(probe, maps)[Recovered("black", "signed", percents)]
         scaled = (maps - maps.amin((1, 2), True)) / (
             maps.amax((1, 2), True) - maps.amin((1, 2), True)
         )
@@ -561,14 +639,214 @@ def test_recovered_pixels_exceed_the_order_statistic() -> None:
         torch.testing.assert_close(found, by_hand(probe, torch.cat(masks, 1), black(probe)))
 
 
+# --- the order of pixels --------------------------------------------------------------------------
+
+
+TIED = torch.tensor([[[3.0, 1, 2], [2, 3, 0]]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("ties", "places"),
+    [
+        ("first", [0, 4, 2, 3, 1, 5]),
+        ("last", [1, 4, 3, 2, 0, 5]),
+    ],
+)
+def test_equal_values_come_in_the_order_that_was_asked_for(ties: Any, places: list[int]) -> None:
+    with probing(1, batch=one_image(2, 3)) as (probe, _):
+        found = Explanation(probe, TIED)[Ranks(ties=ties)]
+    assert found.flatten().tolist() == places
+
+
+@pytest.mark.parametrize("sign", ["magnitude", "positive", "signed"])
+@pytest.mark.parametrize("ties", ["seeded", "first", "last", "above", "partition"])
+def test_pixels_are_chosen_by_the_map_as_it_is_read(sign: Any, ties: Any) -> None:
+    raw = torch.randn(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    need = Shown("salient", Fraction(1, 3), "black", sign, ties)
+    with probing() as (probe, _):
+        found = need.mask(Explanation(probe, raw))
+        plain = replace(need, sign="signed").mask(Explanation(probe, with_sign(raw, sign)))
+    assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5, 1000])
+@pytest.mark.parametrize("ties", ["above", "partition"])
+@pytest.mark.parametrize("keep", ["salient", "rest"])
+def test_pixels_above_an_order_statistic_are_shown_together(
+    keep: Any, ties: Any, levels: int
+) -> None:
+    maps = torch.randint(levels, (4, 5, 5), generator=GENERATOR).double()
+    with probing(batch=toy_batch(4, side=5)) as (probe, _):
+        explanation = Explanation(probe, maps)
+        for percent in (10, 20, 48, 90):
+            share = Fraction(percent, 100)
+            need = Shown(keep, share if keep == "salient" else 1 - share, "black", ties=ties)
+            found = need.mask(explanation).flatten(1).tolist()
+            for saliency, shown in zip(maps.flatten(1).tolist(), found, strict=True):
+                threshold = sorted(saliency)[max(25 * (100 - percent) // 100, 1) - 1]
+                salient = [
+                    value > threshold or (ties == "partition" and value == max(saliency))
+                    for value in saliency
+                ]
+                assert shown == [each == (keep == "salient") for each in salient]
+
+
+def test_rankings_of_equal_fractions_share_their_forwards() -> None:
+    maps = torch.rand(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    with probing() as (probe, _):
+        explanation = Explanation(probe, maps)
+        explanation[Curve("salient", "black", 10)]
+        spent = probe.spent.forward
+        fine = explanation[Curve("salient", "black", 20)]
+        assert probe.spent.forward - spent == 10
+        again = Explanation(probe, maps)[Curve("salient", "black", 20)]
+    assert torch.equal(fine, again)
+
+
+def test_a_curve_reads_logits_and_probabilities_of_the_same_forwards() -> None:
+    maps = torch.rand(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    with probing() as (probe, _):
+        explanation = Explanation(probe, maps)
+        need = Curve("rest", "black", 4)
+        explanation[need]
+        spent = probe.spent
+        logits = explanation[replace(need, reading="logit")]
+        assert probe.spent == spent
+        image = need.inner[1].image(explanation)
+        expected = probe.model.net(image).gather(1, probe.target[:, None])[:, 0]
+        torch.testing.assert_close(logits[:, 2], expected)
+        first = probe[Logits()].gather(1, probe.target[:, None])[:, 0]
+        torch.testing.assert_close(logits[:, 0], first)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def test_matched_masks_hold_the_same_values_for_every_map() -> None:
+    raw = torch.randn(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    raw[2] = raw[2].round()  # with ties
+    raw[3] = 7.0
+    with probing() as (probe, _):
+        found = Explanation(probe, raw)[MapMask("magnitude", "matched")].flatten(1)
+    values = torch.linspace(0, 1, SIDE * SIDE, dtype=torch.float64)
+    torch.testing.assert_close(found.sort(1).values, values.expand(4, -1))
+    torch.testing.assert_close(found.mean(1), torch.full((4,), 0.5).double())
+    order = raw[0].abs().flatten().argsort()
+    torch.testing.assert_close(found[0][order], values)
+
+
+def test_the_range_of_a_soft_mask_takes_an_epsilon() -> None:
+    raw = 1e-6 * torch.rand(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    raw[3] = 2.0
+    with probing() as (probe, _):
+        found = Explanation(probe, raw)[MapMask("positive", range_epsilon=1e-7)]
+    above = raw - raw.amin((1, 2), keepdim=True)
+    torch.testing.assert_close(found, above / (1e-7 + above.amax((1, 2), keepdim=True)))
+    assert not found[3].any()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_the_top_of_a_map_is_an_exact_number_of_pixels(share: float) -> None:
+    raw = torch.randint(3, (4, SIDE, SIDE), generator=GENERATOR).double()
+    need = MaskedScores("black", "signed", "top", share)
+    with probing() as (probe, _):
+        explanation = Explanation(probe, raw)
+        assert isinstance(need.source, Shown)
+        mask = need.source.mask(explanation)
+        assert mask.flatten(1).sum(1).tolist() == [round(SIDE * SIDE * share)] * 4
+        found = explanation[need][:, 0]
+        torch.testing.assert_close(found, by_hand(probe, mask[:, None], black(probe))[:, 0])
+        outside = raw.where(~mask, -1).flatten(1).amax(1)
+        assert (outside <= raw.where(mask, 9).flatten(1).amin(1)).all()
+
+
+def test_the_map_of_the_masked_image_is_what_the_method_makes_of_it() -> None:
+    method = registry.make("methods", "input_x_gradient")
+    need = MaskedMap("mean", "magnitude")
+    for rows in (4, 6):
+        with probing(rows=rows) as (probe, meter):
+            explanation = probe.explain(method)
+            before = meter.forward, meter.backward
+            found = explanation[need][:4]
+            declared = need.for_method(method).passes(probe.model)
+            assert (meter.forward - before[0], meter.backward - before[1]) == (
+                4 * declared.forward,
+                4 * declared.backward,
+            )
+            mask = unit_range(explanation.saliency.abs())[:4, None]
+            colour = torch.tensor(probe.model.mean).double().view(1, 3, 1, 1)
+            batch = toy_batch(4)
+            masked = replace(batch, images=mask * batch.images + (1 - mask) * colour)
+            alone = Probe(probe.model, masked, target=probe.target[:4]).explain(method)
+            torch.testing.assert_close(found, alone.raw)
+
+
+def test_maps_without_their_method_cannot_be_made_again() -> None:
+    with probing() as (probe, _):
+        explanation = Explanation(probe, MASKS[:, 0])
+        with pytest.raises(Unsupported, match=r"given without it; use xbench\.evaluate"):
+            explanation[MaskedMap("black", "magnitude")]
+        assert MaskedMap("black", "magnitude").passes(probe.model) == Passes()
+
+
+# --- imputation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["pixels", "normalised"])
+@pytest.mark.parametrize("keep", ["salient", "rest"])
+def test_pixels_that_go_are_imputed_and_the_others_stay(keep: Any, space: Any) -> None:
+    maps = torch.rand(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    with probing(rows=5) as (probe, _):
+        need = Shown(keep, Fraction(3, 10), Imputation(0.02, space))
+        explanation = Explanation(probe, filled(maps, 5))
+        image, known = need.image(explanation), need.mask(explanation)[:4]
+        assert image.shape == (4, 3, SIDE, SIDE)
+        assert torch.equal(
+            image.where(known[:, None], 0), probe.inputs[:4].where(known[:, None], 0)
+        )
+        assert known.flatten(1).sum(1).tolist() == [77] * 4
+        off = image - linear_imputation(probe.inputs[:4], known)
+        scale = torch.tensor(probe.model.std if space == "pixels" else (1.0,) * 3).view(1, 3, 1, 1)
+        noise = 0.02 / scale * probe[ImputationNoise()][:4]
+        torch.testing.assert_close(off, noise.where(~known[:, None], 0))
+        torch.testing.assert_close(
+            explanation[need][:4, 0], probability(probe.model.net(image), probe.target[:4])
+        )
+
+
+def test_the_noise_of_an_image_is_one_for_all_maps_and_levels() -> None:
+    maps = torch.rand(4, SIDE, SIDE, generator=GENERATOR, dtype=torch.float64)
+    fill = Imputation(1.0, "normalised")
+    with probing() as (probe, _):
+        images = []
+        for saliency, share in ((maps, Fraction(1, 2)), (-maps, Fraction(1, 4))):
+            need = Shown("salient", share, fill)
+            explanation = Explanation(probe, saliency)
+            known = need.mask(explanation)
+            noise = need.image(explanation) - linear_imputation(probe.inputs, known)
+            images.append(noise.where(~known[:, None], torch.nan))
+        both = images[0].isfinite() & images[1].isfinite()
+        assert both.any()
+        torch.testing.assert_close(images[0][both], images[1][both])
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("rows", [4, 6])
 @pytest.mark.parametrize(
     "need",
     [
-        MaskedProbability("mean", "signed"),
+        MaskedScores("mean", "signed"),
+        MaskedScores("noise", "signed", "matched"),
+        MaskedScores("black", "signed", "top"),
         Curve("salient", "blur", 1),
         Curve("rest", "black", 9),
         Recovered("black", "magnitude", (10, 50)),
+        AuthorsRecovered("black", "magnitude", (10, 50)),
+        Shown("salient", Fraction(1, 2), Imputation(0.01, "pixels")),
+        BaselineScores("noise"),
+        BaselineProbability("white"),
     ],
     ids=repr,
 )
@@ -577,7 +855,6 @@ def test_a_need_spends_what_it_declares(need: Need[Any], rows: int) -> None:
     with probing(rows=rows) as (probe, meter):
         before = meter.forward
         Explanation(probe, maps)[need]
-        own = need.passes(probe.model).forward
-        shared = 1 if isinstance(need, Curve) else 0  # the baseline's own forward, once per batch
-        assert meter.forward - before == 4 * (own + shared)
+        declared = cost(closure((Logits(), need)), probe.model)
+        assert meter.forward - before == 4 * (declared.forward - 1)  # the clean pass is done
         assert meter.backward == 0

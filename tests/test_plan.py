@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import suite_of
+from test_contract import CHEAP
 from torch import Tensor
 
 from xbench import registry
@@ -151,7 +152,7 @@ def test_more_images_than_there_are_is_an_error() -> None:
 # --- cost -----------------------------------------------------------------------------------------
 
 
-def everything() -> tuple[list[Any], list[str]]:
+def everything() -> tuple[list[Any], list[Any]]:
     """Built-in methods that spend what they declare, and a plug-in's; all built-in metrics.
 
     The contract looks at what the libraries' classes spend.
@@ -166,7 +167,7 @@ def everything() -> tuple[list[Any], list[str]]:
     methods: list[Any] = [name for name, fields in own.items() if "samples" not in fields]
     sampled = [{"name": name, "samples": 3} for name in own if name not in methods]
     metrics = [
-        name
+        {"name": name, **CHEAP.get(name, {})}
         for name, entry in registry.entries("metrics").items()
         if entry.origin.startswith("xbench.")
     ]
@@ -176,12 +177,18 @@ def everything() -> tuple[list[Any], list[str]]:
 
 
 def test_every_cell_spends_alone_what_the_plan_says_of_it(tmp_path: Path) -> None:
-    """Ten images in batches of four: the last one is filled up, and the filling is not counted."""
+    """Ten images in batches of four: the last one is filled up, and the filling is not counted.
+
+    All methods with a metric that masks and one that runs them again; all metrics with a few.
+    """
     methods, metrics = everything()
     plan = plan_of(methods=methods, metrics=metrics, run={"slice": 10})
     ((job, _),) = plan.jobs(Store(tmp_path))
     assert len(plan.cells) == len(methods) * len(metrics) > 100
+    few = {"gradient", "grad_cam", "random", "plug/two_gradients"}
     for cell in plan.cells:
+        if cell.method.name not in few and cell.metric.name not in ("average_drop", "coherency"):
+            continue
         report = run_unit(_restricted(job, cell.id.__eq__))
         planned = plan.groups[0].outlay([cell])
         assert planned.unknown == 0
@@ -220,6 +227,65 @@ def test_a_whole_suite_spends_what_the_plan_says_and_less_than_its_cells_alone(
     alone = outcome.table[["forwards", "backwards"]].astype(int).sum() * 10
     assert 0 < passes["forward"] < alone["forwards"]
     assert 0 < passes["backward"] < alone["backwards"] / 3
+
+
+BLACK = {"baseline": "black"}
+PARTITIONS = {**BLACK, "steps": 10, "sign": "magnitude", "ties": "partition"}
+
+
+def named(name: str, **params: Any) -> dict[str, Any]:
+    return {"name": name, **params}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "forwards"),
+    [
+        (["average_drop", "average_gain", "average_increase"], 1),
+        ([named("average_drop", baseline=each) for each in ("black", "mean", "noise")], 3),
+        ([named("average_drop", read=each) for each in ("probability", "logit")], 1),
+        (["deletion", "morf"], 1 + 27),
+        ([named("insertion", **BLACK), "lerf"], 1 + 27),
+        (["deletion", "morf", "lerf", "abpc", named("insertion", **BLACK)], 1 + 2 * 27),
+        ([named("deletion", area=each) for each in ("raw", "relative", "corrected")], 1 + 27),
+        ([named("deletion", steps=each) for each in (4, 8, 12)], 1 + 3 + 4 + 8),  # quarters common
+        (["rcap", "rcap_saliency", "rcap_probability"], 5),
+        (["rcap", named("insertion", **PARTITIONS)], 1 + 9),
+        (["lerf", named("average_drop", mask="top", sign="signed")], 1 + 27),
+        (["road", "road_morf", "road_lerf"], 2 * 9),
+        (["complexity"], 0),
+    ],
+    ids=str,
+)
+def test_metrics_that_mask_alike_share_their_forwards(
+    metrics: list[Any], forwards: int, tmp_path: Path
+) -> None:
+    """The plan says so, and the count proves it; the baseline alone is forwarded once for all."""
+    plan = plan_of(methods=["centre"], metrics=metrics, run={"slice": 10})
+    ((job, outlay),) = plan.jobs(Store(tmp_path))
+    assert outlay.passes == Passes(1 + forwards, 0).times(10)
+    assert run_unit(job).passes == outlay.passes
+
+
+def test_the_baseline_alone_is_forwarded_once_for_all_maps_and_metrics(tmp_path: Path) -> None:
+    """Of curves in either direction, of any order of ties, and of a method that asks for it."""
+    metrics: list[Any] = [named("deletion", steps=1), named("lerf", steps=1, ties="first")]
+    metrics.append(named("insertion", steps=1, sign="magnitude", **BLACK))
+    plan = plan_of(methods=["centre", "random", "score_cam"], metrics=metrics, run={"slice": 10})
+    ((job, outlay),) = plan.jobs(Store(tmp_path))
+    channels = run_unit(job).passes.forward // 10 - 2
+    assert outlay.passes == Passes(1 + 1 + channels, 0).times(10)
+    alone = plan_of(methods=["score_cam"], metrics=["complexity"], run={"slice": 10})
+    assert alone.groups[0].outlay(alone.cells).passes == Passes(1 + 1 + channels, 0)
+
+
+def test_running_a_method_again_is_part_of_the_plan(tmp_path: Path) -> None:
+    methods: list[Any] = [named("smooth_grad", samples=3), "grad_cam", "random"]
+    plan = plan_of(methods=methods, metrics=["coherency", "adcc"], run={"slice": 10})
+    ((job, outlay),) = plan.jobs(Store(tmp_path))
+    # the clean pass, the methods, once more for each on masked images, and the masked images
+    first, again, masked = Passes(1 + 3, 1 + 3), Passes(4 + 1 + 1, 3 + 1), Passes(3, 0)
+    assert outlay.passes == first.plus(again).plus(masked).times(10)
+    assert run_unit(job).passes == outlay.passes
 
 
 def test_the_passes_of_a_method_that_declares_none_are_unknown() -> None:

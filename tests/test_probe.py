@@ -17,7 +17,7 @@ from xbench.autograd import Meter, prepared
 from xbench.datasets.shapes import generate
 from xbench.errors import Unsupported
 from xbench.models.loading import load_model
-from xbench.plan import batch_needs
+from xbench.plan import batch_needs, map_needs
 from xbench.probe import (
     Explanation,
     ImageGradient,
@@ -438,6 +438,30 @@ def test_what_is_asked_at_other_inputs_is_answered_together_and_counted() -> Non
         assert probe.spent == Passes(2, 1)
 
 
+def test_a_probe_of_other_images_is_one_of_a_batch_of_them() -> None:
+    batch = toy_batch(4)
+    darker = replace(batch, images=batch.images * 0.3)
+    with probing(batch, rows=6, seed=3, target=torch.tensor([1, 0, 2, 2])) as (probe, _):
+        images = torch.cat((darker.images, darker.images[-1:].expand(2, -1, -1, -1)))
+        other = probe.with_images(images, ImageGradient())
+        direct = Probe(probe.model, darker, target=probe.target[:4], rows=6, seed=3)
+        assert torch.equal(other.batch.images, images)
+        assert torch.equal(other.inputs, direct.inputs)
+        assert torch.equal(other.target, probe.target)
+        for name in ("gradient", "grad_cam", "identity", "random", "oracle", "smooth_grad"):
+            method = registry.make("methods", name, CHEAP.get(name))
+            assert torch.equal(other.explain(method).raw, direct.explain(method).raw), name
+        assert torch.equal(probe.batch.images[:4], batch.images)
+        before = probe.spent
+        probe.with_images(images)[Logits()]
+        assert probe.spent == before.plus(Passes(1, 0))
+
+
+def test_pixels_are_the_inverse_of_normalisation() -> None:
+    model, images = toy_model(), toy_batch(2).images
+    torch.testing.assert_close(model.pixels(model.normalise(images)), images)
+
+
 # --- explanations ---------------------------------------------------------------------------------
 
 
@@ -498,3 +522,68 @@ def test_an_image_that_is_not_finite_has_no_map_whatever_the_network_makes_of_it
     assert probe[ImageGradient()].isfinite().all()  # a ReLU stops NaN on its way back
     assert gradient.finite.tolist() == [True, True, False, True]
     assert gradient.raw[2].isnan().all()
+
+
+@dataclass(frozen=True)
+class Twice(Need[Tensor]):
+    """The method's map, made once more; as a need that runs a method again is written."""
+
+    scope: ClassVar[Any] = "map"
+    method: Any = None
+
+    def for_method(self, method: Any) -> Twice:
+        return replace(self, method=method)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes() if self.method is None else cost(closure([MapOf(self.method)]), model)
+
+    def compute(self, on: Explanation) -> Tensor:
+        found: Tensor = self.method(on.probe.with_images(on.probe.batch.images))
+        return found
+
+
+def test_a_need_that_runs_the_method_again_is_told_which() -> None:
+    method = registry.make("methods", "smooth_grad", {"samples": 3})
+    asked = map_needs([_Asks(Twice())], method)
+    assert asked == (Twice(method),)
+    assert cost(asked, toy_model()) == Passes(1 + 3, 3)
+    assert map_needs([_Asks(Twice())]) == (Twice(),)
+    with probing() as (probe, _):
+        explanation = probe.explain(method)
+        assert explanation.method is method
+        before = probe.spent
+        assert torch.equal(explanation[Twice()], explanation.raw)
+        assert explanation[Twice()] is explanation[Twice(method)]
+        assert probe.spent == before.plus(Passes(1 + 3, 3))
+        assert Explanation(probe, explanation.raw).method is None
+
+
+@dataclass(frozen=True)
+class _Asks:
+    need: Need[Any]
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (self.need,)
+
+
+def test_needs_that_are_asked_together_are_computed_in_one_go_and_once() -> None:
+    @dataclass(frozen=True)
+    class Times(Need[Tensor]):
+        scope: ClassVar[Any] = "map"
+        factor: int
+
+    calls: list[list[int]] = []
+
+    def compute(needs: Sequence[Times]) -> list[Tensor]:
+        calls.append([need.factor for need in needs])
+        return [torch.tensor(need.factor) for need in needs]
+
+    with probing() as (probe, _):
+        explanation = Explanation(probe, torch.zeros(4, 16, 16))
+        asked = [Times(factor) for factor in (3, 1, 3)]
+        assert [int(value) for value in explanation.together(asked, compute)] == [3, 1, 3]
+        asked = [Times(factor) for factor in (1, 2, 3)]
+        assert [int(value) for value in explanation.together(asked, compute)] == [1, 2, 3]
+        assert int(explanation[Times(2)]) == 2
+    assert calls == [[3, 1], [2]]

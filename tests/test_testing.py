@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xbench import registry
 from xbench.errors import Unsupported
 from xbench.maps import channel_sum, is_constant
-from xbench.masking import MaskedProbability
+from xbench.masking import MaskedScores
 from xbench.probe import Explanation, ImageGradient, Need, Probe
 from xbench.testing import (
     LinearNetwork,
@@ -352,11 +352,11 @@ def test_a_metric_that_spends_more_than_it_declares_is_caught() -> None:
 
 def test_a_metric_that_does_not_declare_a_shared_need_is_caught() -> None:
     def reads(explanation: Explanation) -> Tensor:
-        return explanation[MaskedProbability("black", "magnitude")]
+        return explanation[MaskedScores("black", "magnitude")][:, 0]
 
     with pytest.raises(AssertionError, match=r"declares .*forward=1.* but spends .*forward=2"):
         check_metric_of(reads)
-    check_metric_of(reads, needs=(MaskedProbability("black", "magnitude"),))
+    check_metric_of(reads, needs=(MaskedScores("black", "magnitude"),))
 
 
 def test_a_metric_that_is_infinite_on_a_constant_map_is_caught() -> None:
@@ -367,6 +367,28 @@ def test_a_metric_that_is_infinite_on_a_constant_map_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="of a constant map is infinite"):
         check_metric_of(divides)
+
+
+def test_a_metric_that_keeps_tensors_is_caught() -> None:
+    kept = []
+
+    def hoards(explanation: Explanation) -> Tensor:
+        kept.append(explanation.saliency * 1)
+        return mass(explanation)
+
+    with pytest.raises(AssertionError, match="keeps tensors alive from one call to the next"):
+        check_metric_of(hoards)
+
+
+def test_a_metric_that_runs_the_method_again_is_given_one() -> None:
+    seen = []
+
+    def watches(explanation: Explanation) -> Tensor:
+        seen.append(explanation.method.name)
+        return mass(explanation)
+
+    check_metric_of(watches)
+    assert set(seen) == {"gradient"}
 
 
 def test_a_metric_that_leaves_a_hook_is_caught() -> None:

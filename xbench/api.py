@@ -98,7 +98,8 @@ def score(
 
     Raises:
         UsageError: on a wrong name, parameter or tensor.
-        Unsupported: if the metric needs masks and none are given.
+        Unsupported: if the metric needs masks and none are given, or runs the method again, which
+            these maps do not name.
     """
     chosen = registry.make("metrics", metric, params)
     if not isinstance(images, Tensor) or not isinstance(maps, Tensor):

@@ -7,25 +7,35 @@ so it happens in the network's input space, for baselines named in pixel terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .errors import Unsupported
+from .imputation import linear_imputation
 from .maps import Sign, ranks, unit_range, with_sign
-from .probe import Explanation, Logits, Need, Probe, probability
+from .probe import Explanation, Logits, MapOf, Need, Probe, closure, cost, probability
 from .types import Model, Passes
 
-BaselineName = Literal["black", "mean", "white", "blur"]
+BaselineName = Literal[
+    "black", "mean", "white", "blur", "noise", "blur_rise", "blur_gag", "blur_latec"
+]
 """What masked pixels become.
 
 ``black`` and ``white`` are pixel values 0 and 1, ``mean`` is the model's mean colour (zero after
 normalisation), ``blur`` the image under a Gaussian with a standard deviation of 1/16 of its shorter
 side (16 at 256 pixels, as in Guided AbsoluteGrad's insertion), cut at three of them, edges
-reflected.
+reflected; ``noise`` is uniform between 0 and 1 in every channel, drawn from the image's own stream.
+
+The others are blurs of a fixed size, for presets. ``blur_rise``: 11 x 11 pixels, called "sigma 5"
+in RISE's code, yet nearly a box: a point filtered with its reflections inside the window; beyond
+the image lies the mean colour. ``blur_gag``: Guided AbsoluteGrad's 33 x 33, sigma 16, and
+``blur_latec``: LATEC's 15 x 15, sigma 5, both true Gaussians, edges reflected.
 """
 
 
@@ -35,9 +45,21 @@ pixels (the default), or zeros."""
 
 
 def baseline_image(name: BaselineName, model: Model, inputs: Tensor) -> Tensor:
-    """The baseline in network space, (1 or N, 3, H, W)."""
+    """The baseline in network space, (1 or N, 3, H, W).
+
+    Raises:
+        Unsupported: for noise, which hangs on the images' keys; a need, BaselineImage, has it.
+    """
+    if name == "noise":
+        raise Unsupported("baseline 'noise' is drawn for each image of a probe, and not known here")
     if name == "blur":
         return gaussian_blur(inputs, sigma=min(inputs.shape[-2:]) / 16)
+    if name == "blur_rise":
+        return rise_blur(inputs)
+    if name == "blur_gag":
+        return gaussian_blur(inputs, sigma=16, radius=16)
+    if name == "blur_latec":
+        return gaussian_blur(inputs, sigma=5, radius=7)
     colours = {"black": (0.0,), "white": (1.0,), "mean": model.mean}
     pixels = model.channel_constant(colours[name], inputs)
     height, width = inputs.shape[-2:]
@@ -59,13 +81,17 @@ def gaussian_blur(
         padding: what lies beyond the edge.
     """
     radius = round(3 * sigma) if radius is None else radius
-    rows, columns = (
-        gaussian_matrix(side, sigma, radius, padding).to(images) for side in images.shape[-2:]
+    return _separable(
+        images, *(gaussian_matrix(side, sigma, radius, padding) for side in images.shape[-2:])
     )
+
+
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, C, H, W) under a matrix (H, H) for its rows and another (W, W) for its columns."""
     # planes of whole cache lines: else an image's place in the batch would move its last bit
     spare = [-side % 8 for side in images.shape[-2:]]
     rows, columns = (
-        functional.pad(matrix, (0, more, 0, more))
+        functional.pad(matrix.to(images), (0, more, 0, more))
         for matrix, more in zip((rows, columns), spare, strict=True)
     )
     whole = functional.pad(images, (0, spare[1], 0, spare[0]))
@@ -81,10 +107,20 @@ def gaussian_matrix(side: int, sigma: float, radius: int, padding: Padding) -> T
     """
     if sigma == 0:
         return torch.eye(side, dtype=torch.float64)
-    offset = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-offset.double().square() / (2 * sigma * sigma))
-    weight = (kernel / kernel.sum()).expand(side, -1)
-    at = torch.arange(side)[:, None] + offset
+    return kernel_matrix(side, gaussian_kernel(sigma, radius), padding)
+
+
+def gaussian_kernel(sigma: float, radius: int) -> Tensor:
+    """(2 radius + 1,) float64 samples of a Gaussian, adding up to 1."""
+    kernel = torch.exp(-torch.arange(-radius, radius + 1).double().square() / (2 * sigma * sigma))
+    return kernel / kernel.sum()
+
+
+def kernel_matrix(side: int, kernel: Tensor, padding: Padding) -> Tensor:
+    """(side, side): its product with a line of pixels is the line under a kernel of odd length."""
+    radius = len(kernel) // 2
+    at = torch.arange(side)[:, None] + torch.arange(-radius, radius + 1)
+    weight = kernel.expand(side, -1)
     if padding == "reflect":
         period = max(2 * (side - 1), 1)
         at = torch.minimum(at % period, -at % period)
@@ -92,6 +128,24 @@ def gaussian_matrix(side: int, sigma: float, radius: int, padding: Padding) -> T
         weight = weight.where((at >= 0) & (at < side), 0)
         at = at.clamp(0, side - 1)
     return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, at, weight)
+
+
+def rise_kernel() -> Tensor:
+    """(11,) float64: RISE's blur along one axis.
+
+    A point in the middle of 11 pixels, under a Gaussian with sigma 5 that is cut at 4 sigma, and
+    what leaves the 11 pixels is folded back at their edges: much flatter than the Gaussian.
+    """
+    size, radius = 11, 20
+    at = (size // 2 + torch.arange(-radius, radius + 1)) % (2 * size)
+    folded = torch.minimum(at, 2 * size - 1 - at)
+    return torch.zeros(size, dtype=torch.float64).index_add_(0, folded, gaussian_kernel(5, radius))
+
+
+def rise_blur(images: Tensor) -> Tensor:
+    """(N, C, H, W) under RISE's kernel of 11 x 11 pixels, zeros beyond the edges."""
+    sides = images.shape[-2:]
+    return _separable(images, *(kernel_matrix(side, rise_kernel(), "zero") for side in sides))
 
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -104,6 +158,20 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 def target_logit(logits: Tensor, target: Tensor) -> Tensor:
     """(R,) logit of the target in float64."""
     return logits.gather(1, target[:, None])[:, 0].double()
+
+
+Reading = Literal["probability", "logit"]
+"""What a metric reads of the target: its softmax probability, or its logit as some libraries do."""
+
+
+def readings(logits: Tensor, target: Tensor) -> Tensor:
+    """(R, 2) float64: the target's probability and its logit, so that one forward answers both."""
+    return torch.stack((probability(logits, target), target_logit(logits, target)), dim=-1)
+
+
+def reading_of(scores: Tensor, reading: Reading) -> Tensor:
+    """One of the two that :func:`readings` keeps along the last axis."""
+    return scores[..., 0 if reading == "probability" else 1]
 
 
 def masked_probabilities(probe: Probe, masks: Iterable[Tensor], baseline: Tensor) -> Tensor:
@@ -218,12 +286,18 @@ class BaselineImage(Need[Tensor]):
     baseline: BaselineName
 
     def compute(self, on: Probe) -> Tensor:
+        if self.baseline == "noise":
+            channels = (on.uniform("noise baseline", at) for at in range(on.inputs.shape[1]))
+            return on.model.normalise(torch.stack(tuple(channels), dim=1))
         return baseline_image(self.baseline, on.model, on.inputs)
 
 
 @dataclass(frozen=True)
-class BaselineProbability(Need[Tensor]):
-    """(N,) target probability on the baseline alone: the empty end of every curve."""
+class BaselineScores(Need[Tensor]):
+    """(N, 2) readings of the target on the baseline alone: the empty end of every curve.
+
+    However many metrics mask an image down to nothing, this is forwarded once.
+    """
 
     baseline: BaselineName
 
@@ -238,7 +312,34 @@ class BaselineProbability(Need[Tensor]):
         nothing = torch.zeros(
             on.rows, 1, *on.inputs.shape[-2:], dtype=torch.bool, device=on.inputs.device
         )
-        return masked_probabilities(on, [nothing], on[BaselineImage(self.baseline)])[:, 0]
+        baseline = on[BaselineImage(self.baseline)]
+        return masked_scores(on, [nothing], baseline, read=readings)[:, 0]
+
+
+@dataclass(frozen=True)
+class BaselineProbability(Need[Tensor]):
+    """(N,) target probability on the baseline alone."""
+
+    baseline: BaselineName
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (BaselineScores(self.baseline),)
+
+    def compute(self, on: Probe) -> Tensor:
+        return reading_of(on[BaselineScores(self.baseline)], "probability")
+
+
+@dataclass(frozen=True)
+class CleanScores(Need[Tensor]):
+    """(N, 2) readings of the target on the image itself: the full end of every curve."""
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def compute(self, on: Probe) -> Tensor:
+        return torch.stack((on.probability, target_logit(on[Logits()], on.target)), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -250,64 +351,346 @@ class Permutation(Need[Tensor]):
         return on.uniform("ties").flatten(1).argsort(dim=1, stable=True)
 
 
+Ties = Literal["seeded", "first", "last", "above", "partition"]
+"""The order of pixels whose values are equal.
+
+* ``seeded``: one permutation per image, the same for all methods (the default everywhere);
+* ``first``, ``last``: in raster order or against it, for presets whose source sorts an array;
+* ``above``: none, as they come together: those above a quantile (Guided AbsoluteGrad's curves);
+* ``partition``: likewise, or those of the largest value if the quantile is that (RCAP).
+
+The last two compare maps scaled to [0, 1].
+"""
+
+
 @dataclass(frozen=True)
 class Ranks(Need[Tensor]):
-    """(N, H, W) place of each pixel in the signed map's order, 0 for the most salient."""
+    """(N, H, W) place of each pixel in its map's order, 0 for the most salient.
+
+    Args:
+        sign: how the map is read before.
+        ties: order of equal values.
+    """
 
     scope: ClassVar[Literal["batch", "map"]] = "map"
+    sign: Sign = "signed"
+    ties: Literal["seeded", "first", "last"] = "seeded"
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
-        return (Permutation(),)
+        return (Permutation(),) if self.ties == "seeded" else ()
 
     def compute(self, on: Explanation) -> Tensor:
-        return ranks(on.saliency, on[Permutation()])
+        maps = with_sign(on.saliency, self.sign)
+        if self.ties == "seeded":
+            return ranks(maps, on[Permutation()])
+        raster = torch.arange(maps[0].numel(), device=maps.device).expand(maps.shape[0], -1)
+        return ranks(maps, raster if self.ties == "first" else raster.flip(1))
 
 
 @dataclass(frozen=True)
-class MaskedProbability(Need[Tensor]):
-    """(N,) target probability on the image times its map in [0, 1], blended into the baseline."""
+class SortedMap(Need[tuple[Tensor, Tensor]]):
+    """A map scaled to [0, 1], (N, H, W), and its values in ascending order, (N, H * W)."""
 
     scope: ClassVar[Literal["batch", "map"]] = "map"
-    baseline: BaselineName
     sign: Sign
+
+    def compute(self, on: Explanation) -> tuple[Tensor, Tensor]:
+        maps = unit_range(with_sign(on.saliency, self.sign))
+        return maps, maps.flatten(1).sort(dim=1).values
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """Noisy linear imputation: what stands in a baseline's place in ROAD.
+
+    Args:
+        noise: standard deviation of what is added to imputed pixels.
+        space: where it is that: "pixels" in [0, 1], or "normalised".
+    """
+
+    noise: float
+    space: Literal["pixels", "normalised"]
+
+
+@dataclass(frozen=True)
+class ImputationNoise(Need[Tensor]):
+    """(N, 3, H, W) standard normal noise for imputed pixels, the same for all maps and levels."""
+
+    def compute(self, on: Probe) -> Tensor:
+        return on.normal("imputation", 0)
+
+
+@dataclass(frozen=True)
+class Shown(Need[Tensor]):
+    """(N, 2) readings of the target with a share of the pixels shown, the rest replaced.
+
+    The atom of all curves: two metrics that show the same pixels on the same baseline share it.
+
+    Args:
+        keep: whether the most salient pixels are shown, or the rest.
+        share: of the pixels that are shown, the nearest number; or, where ties stay together, of K
+            pixels those above (or the rest: up to) the value of rank floor(K (1 - salient share)).
+        fill: what the others become: a baseline, or an imputation from those that are shown.
+        sign, ties: make the order.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    keep: Literal["salient", "rest"]
+    share: Fraction
+    fill: BaselineName | Imputation
+    sign: Sign = "signed"
+    ties: Ties = "seeded"
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(), BaselineImage(self.baseline))
+        fill = self.fill
+        below = ImputationNoise() if isinstance(fill, Imputation) else BaselineImage(fill)
+        return (Logits(), below, self.order)
+
+    @property
+    def order(self) -> Ranks | SortedMap:
+        if self.ties == "above" or self.ties == "partition":
+            return SortedMap(self.sign)
+        return Ranks(self.sign, self.ties)
 
     def passes(self, model: Model) -> Passes:
         return Passes(1, 0)
 
     def compute(self, on: Explanation) -> Tensor:
-        mask = unit_range(with_sign(on.saliency, self.sign))[:, None]
-        return masked_probabilities(on.probe, [mask], on[BaselineImage(self.baseline)])[:, 0]
+        return _forwarded(on, (self,))[0]
+
+    def mask(self, on: Explanation) -> Tensor:
+        """(N, H, W) bool: the pixels that are shown."""
+        if isinstance(self.order, SortedMap):
+            return self._together(*on[self.order])
+        place = on[self.order]
+        pixels = place[0].numel()
+        # of the rest too, so that both directions of a curve pass images of the same counts
+        count = round(pixels * self.share)
+        return place < count if self.keep == "salient" else place >= pixels - count
+
+    def _together(self, maps: Tensor, ascending: Tensor) -> Tensor:
+        below = 1 - self.share if self.keep == "salient" else self.share
+        threshold = ascending[:, max(int(ascending.shape[1] * below), 1) - 1]
+        if self.ties == "partition":
+            top = ascending[:, -1]
+            threshold = torch.where(threshold == top, top.nextafter(top - 1), threshold)
+        above = maps > threshold[:, None, None]
+        return above if self.keep == "salient" else ~above
+
+    def image(self, on: Explanation) -> Tensor:
+        """(real, 3, H, W) in network space; the probe's filling is left out."""
+        probe, mask = on.probe, self.mask(on)
+        real = slice(probe.real)
+        if isinstance(self.fill, Imputation):
+            return _imputed(self.fill, probe, mask)[real]
+        baseline = on[BaselineImage(self.fill)].expand(probe.rows, -1, -1, -1)
+        return torch.lerp(baseline[real], probe.inputs[real], mask[real, None].to(baseline.dtype))
+
+
+def _imputed(fill: Imputation, probe: Probe, known: Tensor) -> Tensor:
+    """All rows at once, filling too, as rounding may depend on their number."""
+    noise = fill.noise * probe[ImputationNoise()]
+    if fill.space == "pixels":
+        noise = noise / probe.model.channel_constant(probe.model.std, noise)
+    # weighted means commute with normalisation
+    imputed = linear_imputation(probe.inputs, known) + noise
+    return torch.where(known[:, None], probe.inputs, imputed)
+
+
+def _forwarded(on: Explanation, wanted: Sequence[Shown]) -> tuple[Tensor, ...]:
+    for need in closure(wanted):  # before inference mode, whose tensors have no gradients
+        if not isinstance(need, Shown):
+            on[need]
+    probe, rows = on.probe, (need.image(on) for need in wanted)
+    scores = row_scores(probe, rows, lambda images, _: probe.model.logits(images), read=readings)
+    return scores.unbind(1)
+
+
+def shown(on: Explanation, wanted: Sequence[Shown]) -> Tensor:
+    """(N, S, 2) readings; those that are not known yet are forwarded in common chunks."""
+    return torch.stack(on.together(wanted, lambda lacking: _forwarded(on, lacking)), dim=1)
+
+
+MaskName = Literal["soft", "matched", "top"]
+"""How a map becomes a mask: scaled to [0, 1]; ranked, 1 for the most salient pixel down to 0 for
+the least, so that the masks of all maps hold the same values, whose mean is one half; or ones for a
+share of the most salient pixels, zeros for the rest. Ties are seeded."""
+
+
+@dataclass(frozen=True)
+class MapMask(Need[Tensor]):
+    """(N, H, W) a map as a mask in [0, 1].
+
+    Args:
+        sign: how the map is read before.
+        mask: "soft" or "matched"; the single pixel of an image is kept by the latter.
+        range_epsilon: added to the range that "soft" divides by, as some libraries do.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    sign: Sign
+    mask: MaskName = "soft"
+    range_epsilon: float = 0.0
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return () if self.mask == "soft" else (Ranks(self.sign),)
+
+    def compute(self, on: Explanation) -> Tensor:
+        if self.mask == "matched":
+            place = on[Ranks(self.sign)].to(on.saliency.dtype)
+            return 1 - place / max(place[0].numel() - 1, 1)
+        maps = with_sign(on.saliency, self.sign)
+        if not self.range_epsilon:
+            return unit_range(maps)
+        above = maps - maps.flatten(1).amin(1)[:, None, None]
+        return above / (above.flatten(1).amax(1)[:, None, None] + self.range_epsilon)
+
+
+def exactly(share: float) -> Fraction:
+    """A share as it is written: 0.1 is one tenth."""
+    return Fraction(str(share))
+
+
+@dataclass(frozen=True)
+class MaskedScores(Need[Tensor]):
+    """(N, 2) readings of the target on the image under its map's mask, blended into the baseline.
+
+    The top of a map is also a point of a curve, and shares that forward.
+
+    Args:
+        baseline: what masked pixels become.
+        share: of the pixels that "top" keeps.
+        sign, mask, range_epsilon: as in :class:`MapMask`.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    baseline: BaselineName
+    sign: Sign
+    mask: MaskName = "soft"
+    share: float = 0.5
+    range_epsilon: float = 0.0
+
+    @property
+    def source(self) -> Shown | MapMask:
+        if self.mask == "top":
+            return Shown("salient", exactly(self.share), self.baseline, self.sign)
+        return MapMask(self.sign, self.mask, self.range_epsilon)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline), self.source)
+
+    def passes(self, model: Model) -> Passes:
+        return Passes() if self.mask == "top" else Passes(1, 0)
+
+    def compute(self, on: Explanation) -> Tensor:
+        if self.mask == "top":
+            return on[self.source]
+        mask, baseline = on[self.source][:, None], on[BaselineImage(self.baseline)]
+        return masked_scores(on.probe, [mask], baseline, read=readings)[:, 0]
+
+
+@dataclass(frozen=True)
+class MaskedMap(Need[Tensor]):
+    """(N, H, W) the raw map that the method makes of the image under its own map's soft mask.
+
+    The method runs on a probe of the masked images, with the same target and noise, and costs what
+    it costs alone.
+
+    Args:
+        baseline: what masked pixels become.
+        sign, range_epsilon: as in :class:`MapMask`.
+        method: set by ``for_method``.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    baseline: BaselineName
+    sign: Sign
+    range_epsilon: float = 0.0
+    method: Any = None
+
+    @property
+    def mask(self) -> MapMask:
+        return MapMask(self.sign, range_epsilon=self.range_epsilon)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline), self.mask)
+
+    def for_method(self, method: Any) -> MaskedMap:
+        return replace(self, method=method)
+
+    def passes(self, model: Model) -> Passes:
+        if self.method is None:
+            return Passes()
+        return cost(closure((Logits(), MapOf(self.method))), model)
+
+    def compute(self, on: Explanation) -> Tensor:
+        """The method's map of the masked images.
+
+        Raises:
+            Unsupported: if maps were given, and their method is not known.
+        """
+        if self.method is None:
+            raise Unsupported(
+                "this metric runs the method again on masked images, but the maps were given "
+                "without it; use xbench.evaluate, or a suite"
+            )
+        probe, baseline = on.probe, on[BaselineImage(self.baseline)]
+        masked = torch.lerp(baseline.expand_as(probe.inputs), probe.inputs, on[self.mask][:, None])
+        again = probe.with_images(probe.model.pixels(masked), Logits(), MapOf(self.method))
+        again[Logits()]  # it is declared, whether the method asks for it or not
+        return again.explain(self.method).raw
 
 
 @dataclass(frozen=True)
 class Curve(Need[Tensor]):
-    """(N, steps + 1) target probability as pixels come or go, most salient first.
+    """(N, steps + 1) readings of the target as pixels come or go, most salient first.
 
-    Both ends are the same for all methods, so they are forwarded once per batch: a map costs
-    ``steps - 1`` forwards.
+    Both ends are the same for all methods: the baseline, forwarded once per batch, and the image.
 
     Args:
         keep: "salient" starts from the baseline and shows the most salient pixels first; "rest"
             starts from the image and removes them first.
-        steps: points after the first. Step k acts on ``counts(...)[k]`` pixels.
+        baseline: what is not shown.
+        steps: points after the first.
+        sign, ties: make the order, as in :class:`Ranks`.
+        reading: probability or logit.
     """
 
     scope: ClassVar[Literal["batch", "map"]] = "map"
     keep: Literal["salient", "rest"]
     baseline: BaselineName
     steps: int
+    sign: Sign = "signed"
+    ties: Ties = "seeded"
+    reading: Reading = "probability"
+
+    @property
+    def inner(self) -> tuple[Shown, ...]:
+        """The points between both ends."""
+        shares = [Fraction(step, self.steps) for step in range(1, self.steps)]
+        if self.keep == "rest":
+            shares.reverse()
+        return tuple(
+            Shown(self.keep, share, self.baseline, self.sign, self.ties) for share in shares
+        )
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(), BaselineProbability(self.baseline), Ranks())
+        return (CleanScores(), BaselineScores(self.baseline), *self.inner)
 
-    def passes(self, model: Model) -> Passes:
-        return Passes(self.steps - 1, 0)
+    def shares(self, pixels: int) -> list[float]:
+        """Share of the pixels that have changed at each point, from none to all.
+
+        What ties keep together is counted as if there were none.
+        """
+        if self.ties in ("above", "partition"):
+            return [step / self.steps for step in range(self.steps + 1)]
+        return [count / pixels for count in self.counts(pixels)]
 
     def counts(self, pixels: int) -> list[int]:
         """Pixels that have changed after each step, from none to all."""
@@ -316,26 +699,30 @@ class Curve(Need[Tensor]):
         return shown if self.keep == "salient" else [pixels - count for count in reversed(shown)]
 
     def compute(self, on: Explanation) -> Tensor:
-        place = on[Ranks()][:, None]
-        inner = self.counts(place[0].numel())[1:-1]
-        masks = (place < count if self.keep == "salient" else place >= count for count in inner)
-        empty, full = on[BaselineProbability(self.baseline)], on.probe.probability
-        ends = (empty, full) if self.keep == "salient" else (full, empty)
-        middle = (
-            [masked_probabilities(on.probe, masks, on[BaselineImage(self.baseline)])]
-            if inner
-            else []
-        )
-        return torch.cat((ends[0][:, None], *middle, ends[1][:, None]), dim=1)
+        ends = [on[BaselineScores(self.baseline)], on[CleanScores()]]
+        first, last = ends if self.keep == "salient" else reversed(ends)
+        middle = [shown(on, self.inner)] if self.inner else []
+        return reading_of(torch.cat((first[:, None], *middle, last[:, None]), dim=1), self.reading)
+
+
+class Recovery(NamedTuple):
+    """RCAP's partitions, each (N, S): share of the saliency, probability of the target, and whether
+    the partition counts.
+    """
+
+    share: Tensor
+    probability: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True)
-class Recovered(Need[tuple[Tensor, Tensor]]):
-    """RCAP's partitions of a map: (share of saliency, probability of the target), each (N, S).
+class Recovered(Need[Recovery]):
+    """RCAP's partitions of a map.
 
     With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic
     of rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the
-    maximum where the threshold is the maximum. All else is baseline.
+    maximum where the threshold is the maximum. All else is baseline. The partitions are points of a
+    curve with ``ties="partition"``.
 
     Args:
         percents: recovered shares of the pixels, in percent.
@@ -347,23 +734,65 @@ class Recovered(Need[tuple[Tensor, Tensor]]):
     percents: tuple[int, ...]
 
     @property
+    def points(self) -> tuple[Shown, ...]:
+        return tuple(
+            Shown("salient", Fraction(percent, 100), self.baseline, self.sign, "partition")
+            for percent in self.percents
+        )
+
+    @property
     def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(), BaselineImage(self.baseline))
+        return (SortedMap(self.sign), *self.points)
+
+    def compute(self, on: Explanation) -> Recovery:
+        chosen = torch.stack([point.mask(on) for point in self.points], dim=1)
+        maps, _ = on[SortedMap(self.sign)]
+        mass, total = _saliency(maps, chosen)
+        share = mass / total.where(total > 0, 1)
+        probability = reading_of(shown(on, self.points), "probability")
+        return Recovery(share, probability, torch.ones_like(share, dtype=torch.bool))
+
+
+def _saliency(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of a map in each set of pixels (N, S, H, W), and in all: (N, S) and (N, 1) float64."""
+    mass = maps.flatten(1).double()
+    return (mass[:, None] * chosen.flatten(2)).sum(2), mass.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class AuthorsRecovered(Need[Recovery]):
+    """RCAP's partitions as the authors' code makes them; the arguments of :class:`Recovered`.
+
+    They differ where many pixels share the largest value, 1. A threshold of 1 is replaced by 0, so
+    that all above 0 is recovered, and a pixel stays recovered for the partitions that follow. Yet
+    if no two thresholds are equal, a first one of 1 does not count. The share of a zero map is NaN.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    baseline: BaselineName
+    sign: Sign
+    percents: tuple[int, ...]
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline), SortedMap(self.sign))
 
     def passes(self, model: Model) -> Passes:
         return Passes(len(self.percents), 0)
 
-    def compute(self, on: Explanation) -> tuple[Tensor, Tensor]:
-        saliency = unit_range(with_sign(on.saliency, self.sign))
-        flat = saliency.flatten(1)
-        ascending = flat.sort(dim=1).values
-        pixels, top = flat.shape[1], ascending[:, -1:]
-        places = [max(pixels * (100 - percent) // 100, 1) - 1 for percent in self.percents]
-        threshold = ascending[:, places]  # (N, S)
-        threshold = torch.where(threshold == top, top.nextafter(top - 1), threshold)
-        chosen = flat[:, None] > threshold[..., None]  # (N, S, H * W)
-        mass = flat.double()
-        total = mass.sum(1, keepdim=True)
-        share = (mass[:, None] * chosen).sum(2) / total.where(total > 0, 1)
-        masks = chosen.view(*chosen.shape[:2], *saliency.shape[1:])
-        return share, masked_probabilities(on.probe, [masks], on[BaselineImage(self.baseline)])
+    def compute(self, on: Explanation) -> Recovery:
+        maps, ascending = on[SortedMap(self.sign)]
+        flat = maps.flatten(1)
+        pixels = flat.shape[1]
+        # their rank is a product in floating point, cut to a whole number
+        ranked = [max(int(pixels * ((100 - percent) / 100)), 1) - 1 for percent in self.percents]
+        threshold = ascending[:, ranked]  # (N, S), falling
+        is_top = threshold == 1
+        counts = ~(is_top & (threshold.diff(dim=1) != 0).all(1, keepdim=True))
+        threshold = threshold.masked_fill(is_top, 0)
+        chosen = flat[:, None] > threshold[..., None]
+        chosen = chosen.view(*threshold.shape, *maps.shape[1:])
+        mass, total = _saliency(maps, chosen)
+        recovered = (chosen & counts[..., None, None]).cumsum(dim=1) > 0
+        baseline = on[BaselineImage(self.baseline)]
+        return Recovery(mass / total, masked_probabilities(on.probe, [recovered], baseline), counts)

@@ -145,8 +145,9 @@ class Group:
         told = {c: m for c, m in methods.items() if method_cost(m, self.sketch) is not None}
         asked = batch_needs(told.values(), by_method.values())
         total = Outlay(cost(asked, self.sketch), len(methods) - len(told), stops_early(asked))
-        for metrics in by_method.values():
-            total = total.plus(Outlay(cost(map_needs(metrics), self.sketch)))
+        for choice, metrics in by_method.items():
+            asked = map_needs(metrics, told.get(choice))
+            total = total.plus(Outlay(cost(asked, self.sketch)))
         return total
 
 
@@ -157,9 +158,12 @@ def batch_needs(methods: Iterable[Any], metrics: Iterable[Iterable[Any]]) -> tup
     return tuple(need for need in closure(asked) if need.scope == "batch")
 
 
-def map_needs(metrics: Iterable[Any]) -> tuple[Need[Any], ...]:
-    """What each map of a method computes once for these metrics."""
-    asked = closure(need for metric in metrics for need in needs_of(metric))
+def map_needs(metrics: Iterable[Any], method: Any = None) -> tuple[Need[Any], ...]:
+    """What each map of a method computes once for these metrics.
+
+    Without the method, what would run it again costs nothing, since it cannot.
+    """
+    asked = closure((need for metric in metrics for need in needs_of(metric)), method)
     return tuple(need for need in asked if need.scope == "map")
 
 

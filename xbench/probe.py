@@ -7,7 +7,8 @@ one dictionary, keyed by needs.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from .features import FeatureLayout
 from .types import Batch, Model, Passes
 
 T = TypeVar("T")
+N = TypeVar("N", bound="Need[Any]")
 Target = Literal["predicted", "label"]
 
 
@@ -54,6 +56,12 @@ class Need(Generic[T]):
         """Forward and backward passes per image."""
         return Passes()
 
+    def for_method(self, method: Any) -> Need[T]:
+        """This need of the maps of ``method``: one that runs the method again keeps it as a field,
+        and so knows what that costs. All others stay as they are.
+        """
+        return self
+
     def compute(self, on: Any) -> T:
         """The value, from a Probe, or from an Explanation where ``scope`` is "map"."""
         raise NotImplementedError
@@ -68,7 +76,11 @@ class Method(Protocol):
 
 
 class Metric(Protocol):
-    """What is registered under ``metrics``."""
+    """What is registered under ``metrics``.
+
+    One that runs the method again, and so cannot score maps that are given without it, declares
+    ``needs_method = True``.
+    """
 
     name: ClassVar[str]
     better: ClassVar[Literal["higher", "lower"]]
@@ -81,12 +93,12 @@ def needs_of(entry: object) -> tuple[Need[Any], ...]:
     return tuple(getattr(entry, "needs", ()))
 
 
-def closure(needs: Iterable[Need[Any]]) -> tuple[Need[Any], ...]:
-    """These needs and all that they ask for, without duplicates, in a fixed order."""
+def closure(needs: Iterable[Need[Any]], method: Any = None) -> tuple[Need[Any], ...]:
+    """These needs, of the maps of a method, and all that they ask for; no duplicates, in order."""
     found: dict[Need[Any], None] = {}
-    waiting = list(needs)
+    waiting = deque(needs)
     while waiting:
-        need = waiting.pop(0)
+        need = waiting.popleft().for_method(method)
         if need not in found:
             found[need] = None
             waiting.extend(need.needs)
@@ -208,7 +220,7 @@ class Probe:
         Raises:
             ValueError: if the method returns another shape than (N, H, W).
         """
-        return Explanation(self, self[MapOf(method)])
+        return Explanation(self, self[MapOf(method)], method)
 
     @property
     def spent(self) -> Passes:
@@ -296,6 +308,19 @@ class Probe:
             vars(other).pop(computed, None)
         return other
 
+    def with_images(self, images: Tensor, *needs: Need[Any]) -> Probe:
+        """This probe of other images (N, 3, H, W) in [0, 1], such as masked ones: a batch of them.
+
+        Keys, hence noise, labels, masks, target and meter stay; nothing is computed yet.
+
+        Args:
+            images: one for each of its own, filling included.
+            needs: announced there; those that ride the clean pass are answered together.
+        """
+        other = self.at(self.model.normalise(images), *needs)
+        other.batch = replace(self.batch, images=images)
+        return other
+
 
 def probability(logits: Tensor, target: Tensor) -> Tensor:
     """(N,) softmax probability in float64: in float32 it is 0 from a gap of 110 on."""
@@ -327,6 +352,7 @@ class Explanation:
     Args:
         probe: the model and batch that the maps belong to.
         saliency: raw maps (N, H, W), signed where the method is.
+        method: whose maps they are, for needs that run it again; None for maps that were given.
 
     Attributes:
         raw: the maps as they came.
@@ -338,7 +364,7 @@ class Explanation:
         ValueError: if the shape is not (N, H, W).
     """
 
-    def __init__(self, probe: Probe, saliency: Tensor) -> None:
+    def __init__(self, probe: Probe, saliency: Tensor, method: Any = None) -> None:
         wanted = (probe.rows, *probe.inputs.shape[-2:])
         if not isinstance(saliency, Tensor) or tuple(saliency.shape) != wanted:
             got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
@@ -346,6 +372,7 @@ class Explanation:
                 f"a method must return maps of shape {wanted} (N, H, W), but got {got}"
             )
         self.probe = probe
+        self.method = method
         # an image that is not finite has no map, whatever a ReLU made of it
         sound = probe.inputs.flatten(1).isfinite().all(1)[:, None, None]
         self.raw = saliency = saliency.detach().where(sound, torch.nan)
@@ -356,10 +383,26 @@ class Explanation:
     def __getitem__(self, need: Need[T]) -> T:
         if need.scope == "batch":
             return self.probe[need]
+        need = need.for_method(self.method)
         if need not in self._values:
             with self.probe.meter.padded(self.probe.real, self.probe.rows):
                 self._values[need] = need.compute(self)
         return cast(T, self._values[need])
+
+    def together(
+        self, needs: Sequence[N], compute: Callable[[Sequence[N]], Iterable[Any]]
+    ) -> list[Any]:
+        """Values of several needs of a map; those that are not known yet are computed in one go.
+
+        Args:
+            needs: each of scope "map", and the same for every method.
+            compute: values of some of them, in order.
+        """
+        lacking = [need for need in dict.fromkeys(needs) if need not in self._values]
+        if lacking:
+            with self.probe.meter.padded(self.probe.real, self.probe.rows):
+                self._values.update(zip(lacking, compute(lacking), strict=True))
+        return [self._values[need] for need in needs]
 
 
 # --- the needs that ride the clean pass -----------------------------------------------------------

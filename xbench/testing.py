@@ -261,9 +261,11 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
 
     One value per image, the same for a batch and one by one, inside the declared range; the
     object's mask beats random maps in the declared direction, unless that is "neither", where the
-    network's evidence is known;
+    network's evidence is known (a metric that runs the method again does so with ``gradient``,
+    which sees the object there);
     constant and zero maps give a value or NaN, a map with NaN gives ``failed: nonfinite`` for its
-    own image alone; declared passes are counted passes; the same twice; nothing is left behind.
+    own image alone; declared passes are counted passes; the same twice; nothing is left behind;
+    memory is flat over calls.
 
     Raises:
         AssertionError: with the law that is broken.
@@ -276,11 +278,15 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     model, batch = planted_batch()
     with unchanged(model, batch, name):
         _check_scores(name, metric, model, batch)
-        metric(Explanation(Probe(model, batch), Probe(model, batch).uniform("random map")))
+        random = Probe(model, batch).uniform("random map")
+        method = registry.make("methods", "gradient")
+        metric(Explanation(Probe(model, batch), random, method))
+    _check_memory(name, lambda: metric(Explanation(Probe(model, batch), random, method)))
 
 
 def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
     assert batch.masks is not None
+    method = registry.make("methods", "gradient")
     with prepared(model.net) as meter:
 
         def values(saliency: Tensor, part: Batch = batch) -> Tensor:
@@ -289,14 +295,13 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
                 model, part, needs=batch_needs([], [[metric]]), target=target, meter=meter
             )
             assert probe.probability.isfinite().all()
-            explanation = Explanation(probe, saliency)
-            found = metric(explanation)
+            found = metric(Explanation(probe, saliency, method))
             assert isinstance(found, Tensor), f"{name} must return a tensor"
             assert tuple(found.shape) == (len(part.keys),), (
                 f"{name} must return one value per image"
             )
-            asked = closure((Logits(), *batch_needs([], [[metric]]), *map_needs([metric])))
-            declared = cost(asked, model)
+            asked = (Logits(), *batch_needs([], [[metric]]), *map_needs([metric], method))
+            declared = cost(closure(asked, method), model)
             assert probe.spent == declared, f"{name} declares {declared} but spends {probe.spent}"
             return found.double()
 
@@ -325,10 +330,11 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
         broken = random.clone()
         broken[0, 0, 0] = torch.nan
         probe = Probe(model, batch, meter=meter)
-        outcomes = evaluated(metric, Explanation(probe, broken))
+        outcomes = evaluated(metric, Explanation(probe, broken, method))
         assert outcomes[0][1] == "failed: nonfinite", f"{name} scores a map that holds NaN"
-        whole = evaluated(metric, Explanation(Probe(model, batch, meter=meter), random))
-        assert outcomes[1:] == whole[1:], f"{name}: NaN in one map changes another image's score"
+        whole = Explanation(Probe(model, batch, meter=meter), random, method)
+        expected = evaluated(metric, whole)
+        assert outcomes[1:] == expected[1:], f"{name}: NaN in one map changes another image's score"
 
 
 def check_model(

@@ -87,6 +87,12 @@ class Model:
             self.std, images
         )
 
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) back on the [0, 1] scale, same shape."""
+        return inputs * self.channel_constant(self.std, inputs) + self.channel_constant(
+            self.mean, inputs
+        )
+
     def logits(self, inputs: Tensor) -> Tensor:
         """(N, K) logits of normalised images (N, 3, H, W).
 

@@ -21,10 +21,11 @@ from ..masking import (
     BaselineName,
     BaselineProbability,
     masked_scores,
+    readings,
     row_scores,
     target_logit,
 )
-from ..probe import LayerActivation, LayerGradient, Logits, Need, Probe, probability
+from ..probe import LayerActivation, LayerGradient, Logits, Need, Probe
 from ..registry import method
 from ..replay import Replay
 from ..types import Model, Passes
@@ -58,12 +59,8 @@ class ChannelScores(Need[tuple[Tensor, Tensor]]):
             unit_range(upsample(channel, on.inputs, self.upsampling))[:, None]
             for channel in on[LayerActivation(self.layer)].unbind(1)
         )
-        scores = masked_scores(on, masks, on[BaselineImage(self.baseline)], read=_both)
+        scores = masked_scores(on, masks, on[BaselineImage(self.baseline)], read=readings)
         return scores[..., 0], scores[..., 1]
-
-
-def _both(logits: Tensor, target: Tensor) -> Tensor:
-    return torch.stack((probability(logits, target), target_logit(logits, target)), dim=1)
 
 
 @method("score_cam")

@@ -1,5 +1,13 @@
 """Metrics: each is one class whose body is its formula."""
 
-from . import complexity, curves, faithfulness, localisation, rcap
+from . import complexity, composites, curves, faithfulness, localisation, rcap, road
 
-__all__ = ["complexity", "curves", "faithfulness", "localisation", "rcap"]
+__all__ = [
+    "complexity",
+    "composites",
+    "curves",
+    "faithfulness",
+    "localisation",
+    "rcap",
+    "road",
+]

@@ -1,20 +1,63 @@
-"""RCAP: recover an image from its map's partitions, and predict."""
+"""RCAP: recover an image from its map's partitions, and predict; and its two factors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from ..maps import Sign
-from ..masking import BaselineName, Recovered
+from ..masking import AuthorsRecovered, BaselineName, Recovered
 from ..probe import Explanation, Need
 from ..registry import metric
 
+LowerBound = Annotated[float, Field(ge=0, lt=1)]
+Interval = Annotated[float, Field(ge=0.01, le=1)]
+Compat = Literal["none", "authors"]
+
+
+class Partitioned:
+    """What the three share: the partitions, and their mean."""
+
+    lower_bound: float
+    interval: float
+    baseline: BaselineName
+    sign: Sign
+    compat: Compat
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    family: ClassVar[str] = "faithfulness"
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    undefined: ClassVar[str] = "undefined: the map is zero"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"gag-2024": {"compat": "authors"}}
+
+    def __post_init__(self) -> None:
+        for name in ("lower_bound", "interval"):
+            percent = 100 * getattr(self, name)
+            if abs(percent - round(percent)) > 1e-9:
+                raise ValueError(f"{name} must be a whole number of hundredths, such as 0.05")
+
+    @property
+    def recovered(self) -> Recovered | AuthorsRecovered:
+        # whole percents: a float range would end in a stray 100 % for some intervals
+        last, step = round(100 * (1 - self.lower_bound)), round(100 * self.interval)
+        percents = tuple(range(step, last + 1, step)) or (last,)
+        kind = AuthorsRecovered if self.compat == "authors" else Recovered
+        return kind(self.baseline, self.sign, percents)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (self.recovered,)
+
+
+def mean(values: Tensor, counts: Tensor) -> Tensor:
+    """(N,) over the partitions (N, S) that count."""
+    return values.where(counts, 0).sum(1) / counts.sum(1)
+
 
 @metric("rcap")
-class RCAP:
+class RCAP(Partitioned):
     """RCAP: mean of (share of saliency) x (probability) over partitions, (N,); higher is better.
 
     The map is scaled to [0, 1] per image. With the defaults, the most salient 10, 20, 30, 40 and
@@ -27,35 +70,79 @@ class RCAP:
         interval: from one threshold to the next, in steps of 0.01; 0.1 as in the paper.
         baseline: black, in pixel space, as in the authors' code.
         sign: how a signed map is read before scaling.
+        compat: "authors" has their code's rules for maps of which many pixels share the largest
+            value: a threshold there becomes 0, and what was recovered stays so; where no two
+            thresholds are equal, the first is left out. A zero map is then undefined. Their code
+            may add a threshold of 100 % by rounding; not so here, nor with their settings.
+
+    Raises:
+        ValueError: if a bound or interval is no whole number of hundredths.
 
     Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
-    lower_bound: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    interval: Annotated[float, Field(ge=0.01, le=1)] = 0.1
+    lower_bound: LowerBound = 0.5
+    interval: Interval = 0.1
     baseline: BaselineName = "black"
     sign: Sign = "magnitude"
+    compat: Compat = "none"
     symbol: ClassVar[str] = "RCAP"
-    better: ClassVar[Literal["higher", "lower"]] = "higher"
-    family: ClassVar[str] = "faithfulness"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        for name in ("lower_bound", "interval"):
-            percent = 100 * getattr(self, name)
-            if abs(percent - round(percent)) > 1e-9:
-                raise ValueError(f"{name} must be a whole number of hundredths, such as 0.05")
-
-    @property
-    def recovered(self) -> Recovered:
-        # whole percents: a float range would end in a stray 100 % for some intervals
-        last, step = round(100 * (1 - self.lower_bound)), round(100 * self.interval)
-        return Recovered(self.baseline, self.sign, tuple(range(step, last + 1, step)) or (last,))
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (self.recovered,)
 
     def __call__(self, explanation: Explanation) -> Tensor:
-        share, probability = explanation[self.recovered]
-        return (share * probability).mean(1)
+        share, probability, counts = explanation[self.recovered]
+        return mean(share * probability, counts)
+
+
+@metric("rcap_saliency")
+class RCAPSaliency(Partitioned):
+    """RCAP's first factor alone: mean share of saliency over partitions, (N,); higher is better.
+
+    It reads the map and not the network: how much of it stands in few pixels. It takes no forward
+    of its own beside RCAP.
+
+    Args:
+        lower_bound, interval, baseline, sign, compat: as for rcap.
+
+    Raises:
+        ValueError: if a bound or interval is no whole number of hundredths.
+
+    Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
+    """
+
+    lower_bound: LowerBound = 0.5
+    interval: Interval = 0.1
+    baseline: BaselineName = "black"
+    sign: Sign = "magnitude"
+    compat: Compat = "none"
+    symbol: ClassVar[str] = "RCAP-S"
+
+    def __call__(self, explanation: Explanation) -> Tensor:
+        share, _, counts = explanation[self.recovered]
+        return mean(share, counts)
+
+
+@metric("rcap_probability")
+class RCAPProbability(Partitioned):
+    """RCAP's second factor alone: mean probability over partitions, (N,); higher is better.
+
+    It reads the map's order and not its values.
+
+    Args:
+        lower_bound, interval, baseline, sign, compat: as for rcap.
+
+    Raises:
+        ValueError: if a bound or interval is no whole number of hundredths.
+
+    Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
+    """
+
+    lower_bound: LowerBound = 0.5
+    interval: Interval = 0.1
+    baseline: BaselineName = "black"
+    sign: Sign = "magnitude"
+    compat: Compat = "none"
+    symbol: ClassVar[str] = "RCAP-P"
+
+    def __call__(self, explanation: Explanation) -> Tensor:
+        _, probability, counts = explanation[self.recovered]
+        return mean(probability, counts)
