@@ -24,6 +24,7 @@ from xbench import info, registry
 from xbench.autograd import prepared
 from xbench.errors import Unsupported, UsageError
 from xbench.maps import cam_map, reduced
+from xbench.masking import baseline_image
 from xbench.methods import libraries
 from xbench.plan import batch_needs, make_plan
 from xbench.probe import Logits, Probe, method_cost
@@ -160,7 +161,7 @@ def test_a_wrong_parameter_is_refused(name: str, params: dict[str, Any], words: 
 def test_a_description_shows_types_defaults_and_passes() -> None:
     text = info.description("captum/GradientShap")
     assert "n_samples: int >= 1, default 5" in text
-    assert "baselines: tuple of 'black' | 'mean' | 'white' | 'blur', default ('black'," in text
+    assert "baselines: tuple of 'black' | 'mean' | 'white' | 'blur' | 'noise' |" in text
     assert "Passes per image on shapes/resnet, alone: 6 forward, 5 backward" in text
 
 
@@ -319,7 +320,7 @@ def test_deep_lift_adds_up_to_the_difference_of_the_logits(name: str, baseline: 
         params |= {"sign": "signed", "layer": "body"}
     with probing(model, batch) as probe:
         maps = probe.explain(registry.make("methods", name, params)).raw
-        images = libraries.baseline_image(baseline, model, probe.inputs).expand_as(probe.inputs)
+        images = baseline_image(baseline, model, probe.inputs).expand_as(probe.inputs)
         gain = model.net(probe.inputs) - model.net(images)
     difference = gain.gather(1, probe.target[:, None])[:, 0]
     assert difference.abs().min() > 1e-4
@@ -656,3 +657,16 @@ def test_the_module_has_no_other_attributes() -> None:
     assert libraries.captum_DeepLift is registry.find("methods", "captum/DeepLift")
     with pytest.raises(AttributeError, match="no attribute 'captum_DeepLif'"):
         _ = libraries.captum_DeepLif
+
+
+@pytest.mark.parametrize("name", ["captum/DeepLift", "captum/Occlusion", "captum/Lime"])
+def test_noise_is_a_baseline_as_any_other(name: str) -> None:
+    """It hangs on the image's key, and so does not depend on who else is in the batch."""
+    model, batch = toy_model(), toy_batch(4)
+    method = registry.make("methods", name, {**CHEAP.get(name, {}), "baseline": "noise"})
+    target = torch.tensor([4, 0, 2, 2])
+    with prepared(model.net):
+        together = Probe(model, batch, target=target).explain(method).raw
+        alone = Probe(model, batch.part(slice(2, 3)), target=target[2:3]).explain(method).raw
+    torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-6)
+    assert not torch.equal(together, explained(name, {**CHEAP.get(name, {})}))

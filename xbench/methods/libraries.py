@@ -37,7 +37,7 @@ from ..errors import Unpriced, Unsupported, UsageError
 from ..features import FeatureLayout
 from ..layers import layer_facts
 from ..maps import CamSign, Channels, Upsampling, cam_map, reduced
-from ..masking import BaselineName, baseline_image
+from ..masking import BaselineImage, BaselineName
 from ..probe import Logits, Probe, filled
 from ..types import Model, Passes
 
@@ -772,8 +772,8 @@ class _Captum(_Adapter):
             given["abs"] = False  # channels says what becomes of signs
         if "baselines" in self.takes:
             names = own.baselines if hasattr(self, "baselines") else (own.baseline,)
-            images = (baseline_image(name, probe.model, inputs) for name in names)
-            given["baselines"] = torch.cat([image.expand_as(inputs) for image in images])
+            images = (probe[BaselineImage(name)].expand_as(probe.inputs) for name in names)
+            given["baselines"] = torch.cat([image[part] for image in images])
         if "feature_mask" in self.takes:
             given["feature_mask"] = _grid(own.patches, inputs.shape[2:], inputs.device)
         if "layer_mask" in self.takes and layout:
