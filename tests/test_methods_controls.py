@@ -162,7 +162,7 @@ def test_reversing_keeps_the_saliency_ratios_of_rcap() -> None:
             probe.explain(registry.make("methods", "gradient", params))
             for params in ({}, {"reversed": {}})
         ]
-        (ratio, chance), (other_ratio, other_chance) = (found[need] for found in maps)
+        (ratio, chance, _), (other_ratio, other_chance, _) = (found[need] for found in maps)
     torch.testing.assert_close(ratio, other_ratio)
     assert not torch.equal(chance, other_chance)
 

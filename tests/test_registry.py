@@ -139,7 +139,8 @@ def test_a_value_that_is_not_finite_is_refused(value: float) -> None:
 
 def test_an_unknown_choice_names_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match=r"baseline = 'grey': .*'black', 'mean', 'white' or 'blur'"
+        UsageError,
+        match=r"baseline = 'grey': .*'black', 'mean', 'white', 'blur', .* or 'blur_latec'",
     ):
         registry.make("metrics", "insertion", {"baseline": "grey"})
 

@@ -159,7 +159,7 @@ def masked_definition(
 
 
 def drop(p: float, o: float, epsilon: float = 0) -> float:
-    return 100 * max(p - o, 0) / (p + epsilon)
+    return 100 * max(p - o, 0) / (p + epsilon) if p >= 1e-6 else 0.0  # undefined, as a logit may be
 
 
 def gain(p: float, o: float, epsilon: float = 0) -> float:
@@ -181,7 +181,7 @@ def masked(
     return Comparison(
         name,
         BY_LOOP,
-        lambda: (ours(name, params), masked_definition(formula, sign, **how)),
+        lambda: (ours(name, params).nan_to_num(0), masked_definition(formula, sign, **how)),
         params,
         kind="metrics",
     )
@@ -309,21 +309,49 @@ def brute_curve(
     return shares, scores
 
 
+def blurred(image: Tensor, size: int, sigma: float) -> Tensor:
+    return sharp().pixels(gaussian_blur(sharp().normalise(image[None]), size, sigma))[0]
+
+
+BELOW: dict[str, Callable[[Tensor], Tensor]] = {
+    "black": lambda image: colour("black"),
+    "mean": lambda image: colour("mean"),
+    "blur": lambda image: blurred(image, 7, 1.0),  # a sixteenth of 16 pixels, cut at three
+    "blur_rise": rise_blur,
+    "blur_latec": lambda image: blurred(image, 15, 5.0),
+}
+
+
 def areas(
     name: str,
     steps: int,
     kind: Kind = "plain",
+    *,
     score: Score = probability,
     baseline: str = "black",
+    without: tuple[int, int] = (0, 0),
+    area: str = "raw",
 ) -> Tensor:
-    def area(keep: str, number: int) -> float:
-        return float(auc(*brute_curve(keep, number, steps, score, colour(baseline), kind)))
+    """Of curves that lack so many points at either end."""
+    first, last = without[0], steps + 1 - without[1]
+
+    def under(keep: str, number: int) -> float:
+        image, target = given(16, kind)[0].images[number], int(TARGET[number])
+        below = BELOW[baseline](image)
+        curve = brute_curve(keep, number, steps, score, below, kind)
+        raw = float(auc(*(axis[first:last] for axis in curve)))
+        full, floor = score(image, target), score(below.expand_as(image), target)
+        return {
+            "raw": raw,
+            "relative": raw / full,
+            "corrected": (raw - floor) / (full - floor) if full > floor else 0.0,
+        }[area]
 
     keeps = {"lerf": "salient", "insertion": "salient"}
     if name == "abpc":
-        values = [area("salient", number) - area("rest", number) for number in range(4)]
+        values = [under("salient", number) - under("rest", number) for number in range(4)]
     else:
-        values = [area(keeps.get(name, "rest"), number) for number in range(4)]
+        values = [under(keeps.get(name, "rest"), number) for number in range(4)]
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -333,7 +361,7 @@ def curve(
     return Comparison(
         name,
         SKLEARN + on(kind),
-        lambda: (ours(name, params, 16, kind), areas(name, steps, kind, **how)),
+        lambda: (ours(name, params, 16, kind).nan_to_num(0), areas(name, steps, kind, **how)),
         params,
         kind="metrics",
     )
@@ -370,7 +398,9 @@ def quantus_flipping(name: str) -> Comparison:
 # --- RCAP -----------------------------------------------------------------------------------------
 
 
-def rcap_by_hand(image: Tensor, saliency: np.ndarray[Any, Any], target: int) -> float:
+def rcap_by_hand(
+    image: Tensor, saliency: np.ndarray[Any, Any], target: int, part: str = "rcap"
+) -> float:
     """Equation 4.1: strictly above a threshold, or equal to it where it is the maximum."""
     saliency = scaled(saliency, "magnitude")
     ascending = np.sort(saliency, axis=None)
@@ -379,11 +409,18 @@ def rcap_by_hand(image: Tensor, saliency: np.ndarray[Any, Any], target: int) -> 
         threshold = ascending[len(ascending) * tenths // 10 - 1]
         above = saliency >= threshold if threshold == 1 else saliency > threshold
         share = saliency[above].sum() / saliency.sum()
-        terms.append(share * probability(shown(image, colour("black"), above), target))
+        chance = probability(shown(image, colour("black"), above), target)
+        terms.append(_term(part, share, chance))
     return float(np.mean(terms))
 
 
-def rcap_authors(image: Tensor, saliency: np.ndarray[Any, Any], target: int) -> float:
+def _term(part: str, share: float, chance: float) -> float:
+    return {"rcap": share * chance, "rcap_saliency": share, "rcap_probability": chance}[part]
+
+
+def rcap_authors(
+    image: Tensor, saliency: np.ndarray[Any, Any], target: int, part: str = "rcap"
+) -> float:
     """The authors' code: what is recovered stays, a threshold of 1 is 0, or left out."""
     saliency = scaled(saliency, "magnitude")
     ascending = np.sort(saliency, axis=None)
@@ -395,19 +432,18 @@ def rcap_authors(image: Tensor, saliency: np.ndarray[Any, Any], target: int) -> 
     for threshold in thresholds:
         above = saliency > threshold
         canvas = shown(image, canvas, above)
-        terms.append(saliency[above].sum() / saliency.sum() * probability(canvas, target))
+        share = saliency[above].sum() / saliency.sum()
+        terms.append(_term(part, share, probability(canvas, target)))
     return float(np.mean(terms))
 
 
 def rcap(
-    measure: Callable[[Tensor, np.ndarray[Any, Any], int], float],
-    params: Mapping[str, Any],
-    kind: Kind,
+    measure: Callable[..., float], params: Mapping[str, Any], kind: Kind, name: str = "rcap"
 ) -> Comparison:
     return Comparison(
-        "rcap",
+        name,
         (GAG if params else BY_LOOP) + on(kind),
-        lambda: (ours("rcap", params, 20, kind), each(measure, 20, kind)),
+        lambda: (ours(name, params, 20, kind), each(partial(measure, part=name), 20, kind)),
         params,
         kind="metrics",
     )
@@ -447,47 +483,56 @@ def imputed(image: Tensor, known: np.ndarray[Any, Any]) -> Tensor:
     return found
 
 
-def road_by_hand(complement: bool, levels: tuple[float, ...]) -> Callable[..., float]:
+def road_by_hand(name: str, complement: bool, levels: tuple[float, ...]) -> Callable[..., float]:
+    weights = {"road": (-0.5, 0.5), "road_morf": (1, 0), "road_lerf": (0, 1)}[name]
+
     def measure(image: Tensor, saliency: np.ndarray[Any, Any], target: int) -> float:
         order = (-saliency).ravel().argsort(kind="stable")  # without ties
         total = 0.0
         for level in levels:
             count = round(level * len(order))
             least = order[count:] if complement else order[len(order) - count :]
-            for sign, gone in ((-1, order[:count]), (1, least)):
+            for weight, gone in zip(weights, (order[:count], least), strict=True):
                 known = np.ones(len(order), dtype=bool)
                 known[gone] = False
                 pixels = imputed(image, known.reshape(saliency.shape))
-                total += sign * probability(pixels, target)
-        return total / len(levels) / 2
+                total += weight * probability(pixels, target)
+        return total / len(levels)
 
     return measure
 
 
-def road_definition(params: Mapping[str, Any], complement: bool, levels: Any) -> Comparison:
+def road_definition(
+    name: str, params: Mapping[str, Any], complement: bool, levels: tuple[float, ...]
+) -> Comparison:
     given_params = {**params, "noise": 0.0}
     return Comparison(
-        "road",
+        name,
         "definition in float64, scipy's sparse solver",
-        lambda: (ours("road", given_params, 20), each(road_by_hand(complement, levels), 20)),
+        lambda: (ours(name, given_params, 20), each(road_by_hand(name, complement, levels), 20)),
         given_params,
         kind="metrics",
     )
 
 
-def pgc_road() -> Comparison:
-    """On 20 x 20 pixels, where a percentile leaves a whole number of them."""
+def pgc_road(name: str, metric: Callable[[], Any], changes: bool) -> Comparison:
+    """On 20 x 20 pixels, where a percentile leaves a whole number of them.
+
+    Its single directions are changes of the logit, ours its values.
+    """
 
     def both() -> tuple[Tensor, Tensor]:
         batch, maps = given(20)
         inputs = sharp().normalise(batch.images).float()
         with without_noise():
-            found = road.ROADCombined()(inputs, maps.numpy(), pgc_targets(), FromFloat32())
-        return ours("road", params, 20), torch.from_numpy(found)
+            found = metric()(inputs, maps.numpy(), pgc_targets(), FromFloat32())
+        clean = sharp().net(inputs.double()).gather(1, TARGET[:, None])[:, 0]
+        return ours(name, params, 20), torch.from_numpy(found) + (clean if changes else 0)
 
     params = {"preset": "pgc-1.5", "noise": 0.0}
     reason = "its images and scores are float32"
-    return Comparison("road", f"{PGC} ROADCombined", both, params, 2e-6, reason, "metrics")
+    reference = f"{PGC} {metric.__name__}"
+    return Comparison(name, reference, both, params, 2e-6, reason, "metrics")
 
 
 def pgc_arcc(name: str, params: Mapping[str, Any]) -> Comparison:
@@ -521,13 +566,13 @@ def pgc_arcc(name: str, params: Mapping[str, Any]) -> Comparison:
     return Comparison(name, f"{PGC} {name}", both, params, 2e-5, reason, "metrics")
 
 
-def adcc_by_hand() -> tuple[Tensor, Tensor]:
+def adcc_by_hand(name: str) -> tuple[Tensor, Tensor]:
     """With Grad-CAM as the method, written out: maps, masked image, map of that, three parts."""
     batch, _ = given()
     method = registry.make("methods", "grad_cam", {"layer": "1"})
     with prepared(sharp().net):
         explanation = Probe(sharp(), batch, target=TARGET).explain(method)
-        found: Tensor = registry.make("metrics", "adcc", {"preset": "adcc-2021"})(explanation)
+        found: Tensor = registry.make("metrics", name, {"preset": "adcc-2021"})(explanation)
     values = []
     for image, target in zip(batch.images, TARGET.tolist(), strict=True):
         first = cam_by_hand(sharp().normalise(image[None]), target)
@@ -538,7 +583,8 @@ def adcc_by_hand() -> tuple[Tensor, Tensor]:
         coherency = (np.corrcoef(first.ravel(), second.ravel())[0, 1] + 1) / 2
         p, o = probability(image, target), probability(blended, target)
         parts = (coherency, 1 - mask.mean(), 1 - max(p - o, 0) / p)
-        values.append(3 / sum(1 / part for part in parts))
+        found_parts = {"coherency": coherency, "complexity": mask.mean()}
+        values.append(found_parts.get(name, 3 / sum(1 / part for part in parts)))
     return found, torch.tensor(values, dtype=torch.float64)
 
 
@@ -554,6 +600,9 @@ def cam_by_hand(inputs: Tensor, target: int) -> np.ndarray[Any, Any]:
 
 
 MEAN = {"baseline": "mean"}
+REMOVING = ("deletion", "morf")
+ROADS = ("road", "road_morf", "road_lerf")
+LATEC = {"preset": "latec-2024", "steps": 16}
 
 COMPARISONS: tuple[Comparison, ...] = (
     masked("average_drop", drop, "magnitude"),
@@ -587,6 +636,25 @@ COMPARISONS: tuple[Comparison, ...] = (
         **MEAN,
     ),
     masked(
+        "average_increase",
+        increase,
+        "magnitude",
+        {"preset": "scorecam-2020", "sign": "magnitude"},
+        top=True,
+        **MEAN,
+    ),
+    masked("average_increase", increase, "positive", {"preset": "interpretable-gradients-2024"}),
+    masked("average_increase", increase, "signed", {"preset": "torchcam-0.5"}, **MEAN),
+    masked(
+        "average_drop",
+        partial(drop, epsilon=1e-8),
+        "magnitude",
+        {"preset": "xplique-2.0"},
+        epsilon=1e-8,
+        score=logit,
+        **MEAN,
+    ),
+    masked(
         "average_drop",
         partial(drop, epsilon=1e-8),
         "magnitude",
@@ -613,38 +681,65 @@ COMPARISONS: tuple[Comparison, ...] = (
     ),
     pgc_masked("average_drop", cam_mult_image.DropInConfidence),
     pgc_masked("average_increase", cam_mult_image.IncreaseInConfidence),
-    *(rise(name, kind) for name in ("insertion", "deletion") for kind in ("plain", "rounded")),
+    *(
+        rise(name, kind)
+        for name in ("insertion", "deletion", "morf")
+        for kind in ("plain", "rounded")
+    ),
     *(
         gag(name, kind)
-        for name in ("insertion", "deletion")
+        for name in ("insertion", "deletion", "morf")
         for kind in ("plain", "rounded", "many at the top")
     ),
     *(
-        curve(name, {}, 28, kind)
-        for name in ("deletion", "morf", "lerf", "abpc")
+        curve(name, {}, 28, kind, baseline="blur" if name == "insertion" else "black")
+        for name in ("insertion", "deletion", "morf", "lerf", "abpc")
         for kind in ("plain", "rounded")
     ),
-    curve("insertion", {"baseline": "black", "steps": 10}, 10),
-    curve("deletion", {"preset": "torchcam-0.5"}, 20, **MEAN),
-    curve("insertion", {"preset": "xplique-2.0"}, 10, score=logit, **MEAN),
-    curve("deletion", {"preset": "xplique-2.0"}, 10, score=logit, **MEAN),
-    quantus_flipping("deletion"),
-    quantus_flipping("morf"),
+    *(
+        curve(name, {"area": area}, 28, area=area)
+        for name in ("deletion", "lerf")
+        for area in ("relative", "corrected")
+    ),
+    curve("insertion", {"preset": "interpretable-gradients-2024"}, 32, baseline="blur_rise"),
+    *(curve(name, {"preset": "interpretable-gradients-2024"}, 32) for name in REMOVING),
+    *(curve(name, {"preset": "torchcam-0.5"}, 20, **MEAN) for name in ("insertion", *REMOVING)),
+    curve("insertion", LATEC, 16, baseline="blur_latec", without=(1, 1)),
+    *(curve(name, LATEC, 16, without=(1, 1), **MEAN) for name in REMOVING),
+    *(
+        curve(name, {"preset": "xplique-2.0"}, 10, score=logit, **MEAN)
+        for name in ("insertion", *REMOVING)
+    ),
+    *(quantus_flipping(name) for name in REMOVING),
     *(rcap(rcap_by_hand, {}, kind) for kind in get_args(Kind)),
     *(rcap(rcap_authors, {"preset": "gag-2024"}, kind) for kind in get_args(Kind)),
-    road_definition({}, complement=False, levels=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)),
-    road_definition(
-        {"preset": "road-2022"}, complement=True, levels=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+    *(
+        rcap(measure, params, "some at the top", name)
+        for name in ("rcap_saliency", "rcap_probability")
+        for measure, params in ((rcap_by_hand, {}), (rcap_authors, {"preset": "gag-2024"}))
     ),
-    pgc_road(),
+    *(
+        road_definition(name, {}, False, tuple(tenth / 10 for tenth in range(1, 10)))
+        for name in ROADS
+    ),
+    *(
+        road_definition(name, {"preset": "road-2022"}, True, (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9))
+        for name in ROADS
+    ),
+    pgc_road("road", road.ROADCombined, False),
+    pgc_road("road_morf", road.ROADMostRelevantFirstAverage, True),
+    pgc_road("road_lerf", road.ROADLeastRelevantFirstAverage, True),
     pgc_arcc("coherency", {"preset": "arcc-2026"}),
     pgc_arcc("complexity", {"preset": "arcc-2026"}),
     pgc_arcc("arcc", {"preset": "arcc-2026", "noise": 0.0}),
-    Comparison(
-        "adcc",
-        "definition in float64, with Grad-CAM written out",
-        adcc_by_hand,
-        {"preset": "adcc-2021"},
-        kind="metrics",
+    *(
+        Comparison(
+            name,
+            "definition in float64, with Grad-CAM written out",
+            partial(adcc_by_hand, name),
+            {"preset": "adcc-2021"},
+            kind="metrics",
+        )
+        for name in ("adcc", "coherency", "complexity")
     ),
 )
