@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,14 +19,15 @@ Interval = Annotated[float, Field(ge=0.01, le=1)]
 Compat = Literal["none", "authors"]
 
 
+@dataclass(frozen=True)
 class Partitioned:
     """What the three share: the partitions, and their mean."""
 
-    lower_bound: float
-    interval: float
-    baseline: BaselineName
-    sign: Sign
-    compat: Compat
+    lower_bound: LowerBound = 0.5
+    interval: Interval = 0.1
+    baseline: BaselineName = "black"
+    sign: Sign = "magnitude"
+    compat: Compat = "none"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     family: ClassVar[str] = "faithfulness"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -81,11 +83,6 @@ class RCAP(Partitioned):
     Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
-    lower_bound: LowerBound = 0.5
-    interval: Interval = 0.1
-    baseline: BaselineName = "black"
-    sign: Sign = "magnitude"
-    compat: Compat = "none"
     symbol: ClassVar[str] = "RCAP"
 
     def __call__(self, explanation: Explanation) -> Tensor:
@@ -109,11 +106,6 @@ class RCAPSaliency(Partitioned):
     Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
-    lower_bound: LowerBound = 0.5
-    interval: Interval = 0.1
-    baseline: BaselineName = "black"
-    sign: Sign = "magnitude"
-    compat: Compat = "none"
     symbol: ClassVar[str] = "RCAP-S"
 
     def __call__(self, explanation: Explanation) -> Tensor:
@@ -136,11 +128,6 @@ class RCAPProbability(Partitioned):
     Source: Huang and Liu 2024, Guided AbsoluteGrad, arXiv:2404.15564.
     """
 
-    lower_bound: LowerBound = 0.5
-    interval: Interval = 0.1
-    baseline: BaselineName = "black"
-    sign: Sign = "magnitude"
-    compat: Compat = "none"
     symbol: ClassVar[str] = "RCAP-P"
 
     def __call__(self, explanation: Explanation) -> Tensor:

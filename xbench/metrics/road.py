@@ -7,6 +7,7 @@ become the weighted mean of their neighbours, plus a little noise.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -25,14 +26,15 @@ Lerf = Literal["share", "complement"]
 TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+@dataclass(frozen=True)
 class Imputed:
     """What the three share: points of a curve whose removed pixels are imputed."""
 
-    levels: tuple[float, ...]
-    noise: float
-    space: Space
-    sign: Sign
-    read: Reading
+    levels: Levels = TENTHS
+    noise: Noise = 0.01
+    space: Space = "pixels"
+    sign: Sign = "signed"
+    read: Reading = "probability"
     family: ClassVar[str] = "faithfulness"
 
     def points(self, keep: Literal["salient", "rest"], flipped: bool = False) -> tuple[Shown, ...]:
@@ -73,12 +75,7 @@ class ROAD(Imputed):
     more than asked for on maps with equal values; here the number is exact in its preset too.
     """
 
-    levels: Levels = TENTHS
-    noise: Noise = 0.01
-    space: Space = "pixels"
-    sign: Sign = "signed"
     lerf: Lerf = "share"
-    read: Reading = "probability"
     symbol: ClassVar[str] = "ROAD"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -110,11 +107,6 @@ class RoadMoRF(Imputed):
     Source: Rong et al. 2022, arXiv:2202.00449.
     """
 
-    levels: Levels = TENTHS
-    noise: Noise = 0.01
-    space: Space = "pixels"
-    sign: Sign = "signed"
-    read: Reading = "probability"
     symbol: ClassVar[str] = "ROAD-MoRF"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -144,12 +136,7 @@ class RoadLeRF(Imputed):
     Source: Rong et al. 2022, arXiv:2202.00449.
     """
 
-    levels: Levels = TENTHS
-    noise: Noise = 0.01
-    space: Space = "pixels"
-    sign: Sign = "signed"
     lerf: Lerf = "share"
-    read: Reading = "probability"
     symbol: ClassVar[str] = "ROAD-LeRF"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
