@@ -704,6 +704,7 @@ def _mended() -> Iterator[None]:
     asserts = importlib.import_module("quantus.helpers.asserts")
     utils = importlib.import_module("quantus.helpers.utils")
     warn = importlib.import_module("quantus.helpers.warn")
+    models = importlib.import_module("quantus.helpers.model.pytorch_model")
     mended: tuple[tuple[Any, str, Any], ...] = (
         (asserts, "assert_attributions", lambda **given: None),
         (utils, "calculate_auc", _area),
@@ -713,6 +714,8 @@ def _mended() -> Iterator[None]:
         for module, name, function in mended:
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, function)
+        # a cache would keep every network that it has seen
+        stack.callback(models.PyTorchModel._get_last_softmax_layer_index.cache_clear)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(np.errstate(all="ignore"))
