@@ -106,11 +106,8 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "lower_bound": (_Positive, "noise is uniform up to it, or from it where there is an upper one"),
     "normalise": (bool, "scale the map by normalise_func, before its absolute values are taken"),
     "normalise_func": (
-        Literal[
-            "normalise_by_max",
-            "normalise_by_negative",
-            "normalise_by_average_second_moment_estimate",
-        ],
+        # its third, normalise_by_negative, reads memory that it never wrote
+        Literal["normalise_by_max", "normalise_by_average_second_moment_estimate"],
         "how a map is scaled",
     ),
     "nr_runs": (_Several, "subsets"),
@@ -194,7 +191,7 @@ _RELATIVE = "Noise is uniform between 0.02 and 0.2 in the network's input space:
 
 QUANTUS: dict[str, Facts] = {
     "FaithfulnessCorrelation": Facts(
-        "correlation of attributions with drops of the score, subset by subset",
+        "correlation of attributions with drops, by subsets",
         _BHATT,
         lambda metric, model: 1 + metric.nr_runs,
         range=(-1.0, 1.0),
@@ -204,7 +201,7 @@ QUANTUS: dict[str, Facts] = {
         remark=_PER_CHANNEL,
     ),
     "FaithfulnessEstimate": Facts(
-        "correlation of attributions with drops of the score, step by step",
+        "correlation of attributions with drops, by steps",
         "Alvarez-Melis and Jaakkola 2018, arXiv:1806.07538",
         lambda metric, model: 1 + _steps(metric, model),
         range=(-1.0, 1.0),
@@ -251,7 +248,7 @@ QUANTUS: dict[str, Facts] = {
         ),
     ),
     "MonotonicityCorrelation": Facts(
-        "correlation of attributions with the score's spread without them",
+        "rank correlation of attributions with spreads",
         _NGUYEN,
         lambda metric, model: 1 + metric.nr_samples * _steps(metric, model),
         range=(-1.0, 1.0),
@@ -307,7 +304,7 @@ QUANTUS: dict[str, Facts] = {
         ),
     ),
     "LocalLipschitzEstimate": Facts(
-        "largest change of the map relative to the noise on the image",
+        "largest change of the map relative to the noise",
         "Alvarez-Melis and Jaakkola 2018, arXiv:1806.08049",
         _checks(0),
         again=_samples,
@@ -328,14 +325,14 @@ QUANTUS: dict[str, Facts] = {
         without=("similarity_func",),
     ),
     "RelativeInputStability": Facts(
-        "largest relative change of the map by that of the image",
+        "largest relative change by that of the image",
         _AGARWAL,
         _checks(0),
         again=_samples,
         remark=_RELATIVE,
     ),
     "RelativeOutputStability": Facts(
-        "largest relative change of the map by that of the scores",
+        "largest relative change by that of the logits",
         _AGARWAL,
         _checks(1),
         again=_samples,
@@ -343,7 +340,7 @@ QUANTUS: dict[str, Facts] = {
         remark=_RELATIVE,
     ),
     "RelativeRepresentationStability": Facts(
-        "largest relative change of the map by that of the layers",
+        "largest relative change by that of layers",
         _AGARWAL,
         _checks(1),
         again=_samples,
