@@ -46,6 +46,7 @@ ORDER = (
     "engines",
     "progress",
     # what users meet
+    "statistics",
     "tables",
     "leaderboard",
     "run",
