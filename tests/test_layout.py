@@ -49,6 +49,8 @@ ORDER = (
     "statistics",
     "tables",
     "leaderboard",
+    "provenance",
+    "compare",
     "run",
     "info",
     "api",

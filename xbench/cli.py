@@ -238,6 +238,40 @@ def table(form: str, **options: Any) -> int:
     return print_table(suite, _data(options["data"]), options["out"], form)
 
 
+@cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--strict", is_flag=True, help="Exit 4 on a change for the better too.")
+@click.option(
+    "--allow-different",
+    is_flag=True,
+    help="Compare cells by name although data, weights, parameters or versions differ.",
+)
+@click.option("--update", is_flag=True, help="Then make BASE what NEW is.")
+@click.option("--md", "form", flag_value="md", help="As a comment on a pull request.")
+@click.option("--json", "form", flag_value="json", help="As JSON.")
+@click.option("--terminal", "form", flag_value="terminal", default=True, hidden=True)
+def compare(base: Path, new: Path, form: Any, **options: bool) -> int:
+    """Say what became worse from BASE to NEW, image by image; exit 4 on a regression.
+
+    Each is a folder with table.csv, per_image.parquet and provenance.json: one of runs/, or a
+    committed one such as results/quick. A folder with runs/ stands for the latest run.
+    """
+    from .compare import compare as judge
+    from .compare import read_results, render, update
+
+    fresh = read_results(new)
+    if options["update"] and not base.exists():
+        update(base, fresh)
+        return FINE
+    comparison = judge(read_results(base), fresh, allow_different=options["allow_different"])
+    click.echo(render(comparison, form), nl=False)
+    if options["update"]:
+        update(base, fresh)
+        return FINE
+    return comparison.status(strict=options["strict"])
+
+
 @cli.command(name="list")
 @click.argument("kind", type=click.Choice([*KINDS, "plugins"]))
 @click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import entries first.")
