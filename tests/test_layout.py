@@ -47,6 +47,7 @@ ORDER = (
     "progress",
     # what users meet
     "statistics",
+    "plot",
     "tables",
     "leaderboard",
     "provenance",
