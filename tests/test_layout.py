@@ -55,6 +55,7 @@ ORDER = (
     "run",
     "info",
     "api",
+    "explain",
     "testing",
     "cli",
 )
