@@ -1,6 +1,16 @@
 """Metrics: each is one class whose body is its formula."""
 
-from . import complexity, composites, curves, faithfulness, localisation, rcap, road
+from . import (
+    complexity,
+    composites,
+    curves,
+    faithfulness,
+    localisation,
+    rcap,
+    road,
+    robustness,
+    sanity,
+)
 
 __all__ = [
     "complexity",
@@ -10,4 +20,6 @@ __all__ = [
     "localisation",
     "rcap",
     "road",
+    "robustness",
+    "sanity",
 ]
