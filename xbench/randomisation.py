@@ -173,8 +173,8 @@ class Randomised(Compared):
         order, stages: as in :func:`stage_groups`.
     """
 
-    order: Order = "top_down"
-    stages: Stages = 5
+    order: Order
+    stages: Stages
 
     def times(self, model: Model) -> int:
         return len(stage_groups(model.net, self.order, self.stages))
