@@ -78,8 +78,8 @@ def test_counters_of_batch_normalisation_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("3.bias"), "1 missing (first: 3.bias)"),
-        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected (first: extra)"),
+        (lambda s: s.pop("3.bias"), "1 missing: 3.bias"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected: extra"),
         (lambda s: s.update({"3.bias": torch.zeros(4)}), "3.bias is (4,), expected (3,)"),
         (lambda s: s.clear(), "missing"),
     ],
