@@ -117,6 +117,7 @@ class Group:
         classes: that the network tells apart.
         weights: hash of the model's weights.
         folder: of the store, for data set and model.
+        notice: what the model says of these images, or empty.
     """
 
     dataset: Choice
@@ -128,6 +129,7 @@ class Group:
     images: tuple[tuple[int, str], ...]
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
+    notice: str = ""
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -191,8 +193,11 @@ class Plan:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What data sets say of themselves, such as a checksum that is not the official one."""
-        found = (getattr(group.source, "notice", None) for group in self.groups)
+        """What data sets say of themselves, such as a checksum that is not the official one, and
+        models of their images.
+        """
+        found = [getattr(group.source, "notice", None) for group in self.groups]
+        found += [group.notice for group in self.groups]
         return tuple(dict.fromkeys(notice for notice in found if notice))
 
     def jobs(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
@@ -323,12 +328,21 @@ def _group(
     network: Network,
     weights: str,
 ) -> Group:
+    notice = ""
+    if network.size not in (None, source.size):
+        assert network.size is not None
+        notice = (
+            f"the weights of model {model.label!r} are for images of {network.size[0]} x "
+            f"{network.size[1]}; data set {dataset.label!r} gives {source.size[0]} x "
+            f"{source.size[1]}"
+        )
     try:
         net, layers, classes = describe_layers(network, source.size)
     except Exception as error:  # whatever the network's own forward raises
         raise UsageError(
             f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
             f"data set {dataset.label!r} gives them: {type(error).__name__}: {error}"
+            + (f"; {notice}" if notice else "")
         ) from error
     sketch = Model(model.label, net, network.mean, network.std, layers, source.size)
     images = select(source, dataset.images, dataset.label)
@@ -355,7 +369,7 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
-    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder)
+    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder, notice)
 
 
 def _short(value: Any) -> str:
