@@ -219,7 +219,11 @@ def _fill(net: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
     missing, unknown = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
     if not shapes:
         # versions, by which a network's own code brings weights of older ones up to date
-        state._metadata = getattr(found, "_metadata", None) or wanted._metadata  # type: ignore[attr-defined]
+        versions = getattr(found, "_metadata", None)
+        if versions is None and not unknown:  # names are those of today, hence versions too
+            versions = wanted._metadata  # type: ignore[attr-defined]
+        if versions is not None:
+            state._metadata = versions  # type: ignore[attr-defined]
         try:
             left = net.load_state_dict(state, strict=False)
         except Exception as error:  # of the network's own code

@@ -191,7 +191,7 @@ class _Timm(_Hub):
     facts: ClassVar[Mapping[str, Any]]
 
     def describe(self, data: Path | None) -> Network:
-        repository = self.facts["hf_hub_id"]
+        repository = self.facts.get("hf_hub_id", "")
         if not repository and self.weights != "none":
             raise UsageError(
                 f"model {self.name!r}: timm has no weights of it on the Hugging Face hub; "
@@ -227,13 +227,13 @@ def _fetch(repository: str, *files: str) -> str:
 def _timm_class(key: str) -> type:
     facts = timm.facts(key)
     height, width = facts["input_size"][1:]
-    short = math.floor(min(height, width) / (facts["crop_pct"] or 1))
+    short = math.floor(min(height, width) / (facts.get("crop_pct", 1)))
     words = (
         f"{key} of timm, with the weights that timm names.\n\n"
         f"{facts['num_classes']:,} classes. The weights want images of {height} x {width} cut out "
         f"of a short side of {short}\n({facts['interpolation']}), mean {tuple(facts['mean'])}, std "
-        f"{tuple(facts['std'])}.\nTheir licence: {facts['license'] or 'not stated'}. They lie on "
-        f"the Hugging Face hub in {facts['hf_hub_id'] or 'no repository'}."
+        f"{tuple(facts['std'])}.\nTheir licence: {facts.get('license', 'not stated')}. They lie on "
+        f"the Hugging Face hub in {facts.get('hf_hub_id', 'no repository')}."
     )
     more = {"key": key, "facts": facts}
     return _class(_Timm, f"timm/{key}", ("DEFAULT", "none"), words, **more)

@@ -74,7 +74,7 @@ def hub_facts(config: Path) -> Mapping[str, Any]:
     try:
         text = json.loads(config.read_text(encoding="utf-8"))
         weights = text.get("pretrained_cfg", text)
-        classes = text.get("num_classes", weights["num_classes"])
+        classes = text["num_classes"] if "num_classes" in text else weights["num_classes"]
         told = {key: weights[key] for key in ("input_size", "mean", "std")}
         arguments = {**text.get("model_args", {}), "num_classes": classes}
         architecture = text["architecture"]
