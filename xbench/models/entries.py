@@ -82,7 +82,9 @@ class Checkpoint:
     def describe(self, data: Path | None) -> Network:
         path = _locate(self.weights, data)
         said = metadata(path)
-        name = self.architecture or _said(said, "architecture", str, path)
+        name = self.architecture
+        if name is None:
+            name = _said(said, "architecture", str, path)
         if name is None:
             there = "the file does not name it" if path.is_file() else "there is no such file"
             raise UsageError(
