@@ -118,6 +118,7 @@ class Group:
         weights: hash of the model's weights.
         folder: of the store, for data set and model.
         identity: what all cells of the group share.
+        notice: what the model says of these images, or empty.
     """
 
     dataset: Choice
@@ -130,6 +131,7 @@ class Group:
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
     identity: Mapping[str, Any]
+    notice: str = ""
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -203,8 +205,11 @@ class Plan:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What data sets say of themselves, such as a checksum that is not the official one."""
-        found = (getattr(group.source, "notice", None) for group in self.groups)
+        """What data sets say of themselves, such as a checksum that is not the official one, and
+        models of their images.
+        """
+        found = [getattr(group.source, "notice", None) for group in self.groups]
+        found += [group.notice for group in self.groups]
         return tuple(dict.fromkeys(notice for notice in found if notice))
 
     def jobs(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
@@ -335,12 +340,21 @@ def _group(
     network: Network,
     weights: str,
 ) -> Group:
+    notice = ""
+    if network.size not in (None, source.size):
+        assert network.size is not None
+        notice = (
+            f"the weights of model {model.label!r} are for images of {network.size[0]} x "
+            f"{network.size[1]}; data set {dataset.label!r} gives {source.size[0]} x "
+            f"{source.size[1]}"
+        )
     try:
         net, layers, classes = describe_layers(network, source.size)
     except Exception as error:  # whatever the network's own forward raises
         raise UsageError(
             f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
             f"data set {dataset.label!r} gives them: {type(error).__name__}: {error}"
+            + (f"; {notice}" if notice else "")
         ) from error
     sketch = Model(model.label, net, network.mean, network.std, layers, source.size)
     images = select(source, dataset.images, dataset.label)
@@ -367,7 +381,9 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
-    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder, facts)
+    return Group(
+        dataset, model, source, sketch, classes, weights, images, cells, folder, facts, notice
+    )
 
 
 def _short(value: Any) -> str:
