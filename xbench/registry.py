@@ -268,6 +268,8 @@ def find(kind: str, name: str) -> type:
         UsageError: if nothing has that name, or its plug-in cannot be imported.
     """
     known = entries(kind)
+    if name not in known and (head := _head(kind, name)):
+        return known[head].load()
     if name not in known:
         raise UsageError(
             refusal(kind, name)
@@ -275,6 +277,18 @@ def find(kind: str, name: str) -> type:
             f"('xbench list {kind}' shows all)"
         )
     return known[name].load()
+
+
+def _head(kind: str, name: str) -> str | None:
+    """The entry that takes the rest of the name as a parameter: ``a/b/c`` is ``a`` with ``b/c``.
+
+    Its class says with ``rest`` which parameter that is.
+    """
+    head, _, rest = name.partition("/")
+    known = entries(kind)
+    if not rest or name in known or head not in known or not hasattr(known[head].load(), "rest"):
+        return None
+    return head
 
 
 def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> Any:
@@ -306,6 +320,9 @@ def resolve(kind: str, name: str, params: dict[str, Any]) -> tuple[str, dict[str
     cls = find(kind, name)
     own = {field.name for field in fields(cls)}
     params = {key: tuples(value) for key, value in params.items()}
+    if (head := _head(kind, name)) is not None:
+        params = {cls.rest: name.partition("/")[2], **params}  # type: ignore[attr-defined]
+        name = head
     if "preset" in params and "preset" not in own:
         known: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
         chosen = params.pop("preset")

@@ -12,7 +12,6 @@ from .pictures import Pixels, Resize, Transform, must_fit
 from .sources import PictureSource
 
 
-
 @dataset("folder")
 class Folder:
     """Folder: JPEG, PNG, WebP and BMP pictures from disk.

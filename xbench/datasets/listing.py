@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from .pictures import File, ReadMask, two_values
+from .pictures import Encoded, File, ReadMask, two_values
 
 UNLABELLED = -1
 # GIF and TIFF are refused on loading, so that they are counted and not overlooked
@@ -20,8 +20,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 class Picture(NamedTuple):
     """Where an image and its mask lie, its label, and what the mask's values mean."""
 
-    image: File
-    mask: File | None
+    image: Encoded
+    mask: Encoded | None
     label: int
     read_mask: ReadMask = two_values
 
@@ -189,3 +189,26 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
         if None in cells or None in cells.values():
             raise UsageError(f"line {line} of {file} does not have {len(header)} cells")
     return rows
+
+
+def read_table(file: Path, columns: int) -> list[tuple[int, list[str]]]:
+    """Line number and words of each line of a text file; ``#`` begins a comment.
+
+    Raises:
+        UsageError: if the file is missing, or a line does not have as many words.
+    """
+    if not file.is_file():
+        raise UsageError(f"the list {file} is not there; it belongs to the data set's own files")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the list {file} cannot be read: {error}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != columns:
+            raise UsageError(f"line {number} of {file} does not have {columns} words: {line!r}")
+        found.append((number, words))
+    return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +41,16 @@ ReadMask = Callable[[Image.Image], Mask]
 """From a decoded PNG to (H, W) of BACKGROUND, OBJECT and UNKNOWN; ValueError if it is no mask."""
 
 _TOO_LARGE = f"it has more than {MAX_PIXELS // 10**6} megapixels"
+
+
+class Encoded(Protocol):
+    """A picture before it is decoded."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self) -> bytes:
+        """Its bytes, or :class:`BadImage`."""
 
 
 class File(NamedTuple):
@@ -126,7 +136,7 @@ def must_fit(resize: int | tuple[int, int] | None, crop: int | None) -> None:
             )
 
 
-def load_image(file: File, transform: Transform) -> tuple[Tensor, tuple[int, int]]:
+def load_image(file: Encoded, transform: Transform) -> tuple[Tensor, tuple[int, int]]:
     """The transformed image (3, H, W), float32 in [0, 1], and the picture's own (width, height).
 
     Raises:
@@ -147,11 +157,12 @@ def two_values(mask: Image.Image) -> Mask:
         raise ValueError(f"a mask has one channel of 1 or 8 bits, not {mask.mode}")
     if mask.getcolors(2) is None:
         raise ValueError("it has more than two values")
-    return (np.asarray(mask) != 0).astype(np.uint8)
+    pixels: Mask = (np.asarray(mask) != 0).astype(np.uint8)
+    return pixels
 
 
 def load_mask(
-    file: File | None, size: tuple[int, int], transform: Transform, read: ReadMask = two_values
+    file: Encoded | None, size: tuple[int, int], transform: Transform, read: ReadMask = two_values
 ) -> Tensor:
     """The object mask (H, W), 1 on the object, 0 elsewhere, NaN where that is unknown; all NaN if
     there is no valid one.

@@ -14,7 +14,7 @@ from typing import ClassVar
 from ..errors import BadImage, UsageError
 from ..types import Sample
 from .listing import SUFFIXES, Picture
-from .pictures import File, Transform, load_image, load_mask
+from .pictures import Encoded, Transform, load_image, load_mask
 
 THREADS = 4
 
@@ -111,5 +111,5 @@ def _content(picture: Picture) -> str:
     return hashlib.sha256(content + str(picture.label).encode()).hexdigest()[:12]
 
 
-def _digest(file: File) -> bytes:
+def _digest(file: Encoded) -> bytes:
     return hashlib.sha256(file.read()).digest()
