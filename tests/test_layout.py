@@ -41,6 +41,7 @@ ORDER = (
     "suite",
     "files",
     "store",
+    "selection",
     "plan",
     "runner",
     "engines",

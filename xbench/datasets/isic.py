@@ -56,7 +56,7 @@ class Isic:
         table: the CSV file, relative to ``root``; None is the year's own.
         masks: folder of ``<image>_segmentation.png``, relative to ``root``, such as those of
             HAM10000 for 2018; None if there are none.
-        label: ``diagnosis``, or ``melanoma`` with two classes, of which 1 is melanoma.
+        classes: ``diagnosis``, or ``melanoma`` with two classes, of which 1 is melanoma.
         resize: short side in pixels, bilinear and antialiased, or exactly (height, width); None
             keeps the size. Masks take the nearest pixel.
         crop: side of the square cut from the centre; None keeps all.
@@ -77,7 +77,7 @@ class Isic:
     images: str | None = None
     table: str | None = None
     masks: str | None = None
-    label: Literal["diagnosis", "melanoma"] = "diagnosis"
+    classes: Literal["diagnosis", "melanoma"] = "diagnosis"
     resize: Resize = 256
     crop: Pixels | None = 224
 
@@ -117,10 +117,10 @@ class Isic:
                 Picture(
                     File(f"{name}.jpg", images.resolve()),
                     None if masks is None else File(f"{name}_segmentation.png", masks.resolve()),
-                    int(diagnosis == "melanoma") if self.label == "melanoma" else label,
+                    int(diagnosis == "melanoma") if self.classes == "melanoma" else label,
                 )
             )
-        classes = ("other", "melanoma") if self.label == "melanoma" else DIAGNOSES
+        classes = ("other", "melanoma") if self.classes == "melanoma" else DIAGNOSES
         return PictureSource.of(file, pictures, classes, Transform(self.resize, self.crop))
 
 
