@@ -138,7 +138,7 @@ def test_more_images_than_candidates_are_refused() -> None:
 )  # fmt: skip
 def test_a_wrong_rule_is_found_in_the_suite(wrong: dict[str, Any], plugin: Path) -> None:
     (key,) = wrong
-    with pytest.raises(SuiteError, match=rf"datasets\[0\].{key}: {key}: input"):
+    with pytest.raises(SuiteError, match=rf"datasets\[0\].{key}\): {key}: input"):
         suite_of(datasets=[{"name": "plug/noise", **wrong}])
 
 
