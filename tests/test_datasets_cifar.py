@@ -87,7 +87,7 @@ def test_a_file_that_is_not_the_official_one_is_accepted_with_a_notice(data: Pat
 def test_the_official_file_needs_no_notice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notice = Cifar100().open(data).notice  # type: ignore[attr-defined]
     md5 = notice.split("its md5 is ")[1][:32]
-    monkeypatch.setattr("xbench.datasets.cifar.MD5", {"test": md5})
+    monkeypatch.setattr("xbench.datasets.cifar.MD5", {"cifar-100-python/test": md5})
     assert Cifar100().open(data).notice is None  # type: ignore[attr-defined]
 
 

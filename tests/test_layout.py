@@ -43,6 +43,7 @@ ORDER = (
     "suite",
     "files",
     "store",
+    "selection",
     "plan",
     "runner",
     "engines",

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from . import engines, registry
 from .files import atomic_write, sweep
 from .leaderboard import render
-from .plan import Outlay, Plan, make_plan
+from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
 from .runner import Report, versions
@@ -57,37 +58,84 @@ def run_suite(
     sweep(out / "runs")
     for notice in (*plan.notices, *plan.pin(store)):
         _notice(console, notice)
-    work = list(plan.jobs(store))
-    jobs = [job for job, _ in work]
-    workers = engines.worker_count(suite.run.workers, plan.device, len(jobs))
-    with Reporter(console, len(jobs), quiet=quiet) as reporter:
-        finished = engines.run(
-            jobs,
-            workers=workers,
-            plugins=plugins,
-            tell=reporter.tell,
-            beat=reporter.beat,
-            fail_fast=fail_fast,
-        )
+
+    def compute(jobs: Sequence[Job]) -> tuple[list[Report], bool]:
+        workers = engines.worker_count(suite.run.workers, plan.device, len(jobs))
+        with Reporter(console, len(jobs), quiet=quiet) as reporter:
+            finished = engines.run(
+                jobs,
+                workers=workers,
+                plugins=plugins,
+                tell=reporter.tell,
+                beat=reporter.beat,
+                fail_fast=fail_fast,
+            )
+        return reporter.reports, finished
+
+    plan, work, reports, finished = _selected(plan, store, compute)
+    for group in plan.groups:
+        if group.chosen is not None:
+            _notice(console, _selection(group))
+    if finished:
+        jobs = list(plan.jobs(store))
+        found, finished = compute([job for job, _ in jobs])
+        work, reports = [*work, *jobs], [*reports, *found]
     results = collect(plan, store)
     for notice in results.notices:
         _notice(console, notice)
     folder = out / "runs" / _stamp()
-    _write_run(
-        folder, plan, store, results, work, reporter.reports, time.monotonic() - began, finished
-    )
+    _write_run(folder, plan, store, results, work, reports, time.monotonic() - began, finished)
     _show(results, form)
     if not quiet:
-        _notice(console, _closing(reporter.reports, len(jobs), folder, time.monotonic() - began))
+        _notice(console, _closing(reports, len(work), folder, time.monotonic() - began))
     if not finished:
         _notice(console, "interrupted: what was finished is stored; the same command goes on")
         return 130
-    errors = {text for report in reporter.reports for text in report.errors}
+    errors = {text for report in reports for text in report.errors}
     for text in sorted(errors)[:10]:
         _notice(console, text)
     if len(errors) > 10:
         _notice(console, f"and {len(errors) - 10} more; all are in {folder / 'errors'}")
     return 3 if results.failing else 0
+
+
+def _selected(
+    plan: Plan, store: Store, compute: Callable[[Sequence[Job]], tuple[list[Report], bool]]
+) -> tuple[Plan, list[tuple[Job, Outlay]], list[Report], bool]:
+    """The plan with its images selected; what was computed for that, and whether it is complete.
+
+    The network is asked for as many candidates as are lacking, until enough satisfy the rule.
+    """
+    work: list[tuple[Job, Outlay]] = []
+    reports: list[Report] = []
+    tried: set[str] = set()
+    plan = plan.selected(store)
+    while wave := list(plan.looks(store)):
+        found, finished = compute([job for job, _ in wave])
+        work += wave
+        reports += found
+        if not finished:
+            return plan.selected(store, tried), work, reports, False
+        tried.update(key for job, _ in wave for _, images in job.portions for _, key in images)
+        plan = plan.selected(store, tried)
+        if all(set(report.rows) <= {"error"} for report in found):
+            break  # no further candidate will do better
+    return plan, work, reports, True
+
+
+def _selection(group: Group) -> str:
+    """How the selection of a group stands, where the network was asked."""
+    chosen = group.chosen
+    assert chosen is not None
+    failed = f", {chosen.failed} of them unusable" if chosen.failed else ""
+    asked = group.dataset.selection.images
+    short = asked is not None and len(chosen.images) < asked
+    return (
+        f"{group.dataset.label} x {group.model.label}: {len(chosen.images)}"
+        f"{f' of the {asked} asked for' if short else ''} images ({group.dataset.selection.rule()}"
+        f"{f', mean {chosen.confidence:.4f}' if chosen.images else ''}) "
+        f"out of {chosen.judged} candidates{failed}"
+    )
 
 
 def _show(results: Results, form: Any) -> None:
@@ -141,6 +189,7 @@ def _write_run(
         },
         "git": _git_state(),
         "notices": list(plan.notices),
+        "selection": [_selection_facts(group) for group in plan.groups],
         "cells": dict(Counter(results.table["status"])),
         "rows": dict(rows),
         "passes": {
@@ -172,6 +221,25 @@ def _write_run(
         atomic_write(folder / "errors" / f"{at:04d}.txt", f"{key}\n\n{text}\n".encode())
 
 
+def _selection_facts(group: Group) -> dict[str, Any]:
+    chosen = group.chosen
+    facts: dict[str, Any] = {
+        "dataset": group.dataset.label,
+        "model": group.model.label,
+        **group.dataset.selection.given(),
+        "selected": len(group.images),
+        "candidates": len(group.candidates),
+    }
+    if chosen is not None:
+        facts |= {
+            "judged": chosen.judged,
+            "unusable": chosen.failed,
+            "complete": not chosen.waiting,
+            "mean_confidence": chosen.confidence if chosen.images else None,
+        }
+    return facts
+
+
 def _git_state() -> dict[str, Any] | None:
     """Commit of the working directory, if it is a checkout."""
     try:
@@ -188,16 +256,18 @@ def _git_state() -> dict[str, Any] | None:
 
 def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     """What ``xbench plan`` prints: cells, units, passes per image and in all, what is stored."""
-    plan = make_plan(suite, data)
     store = Store(out / "store")
+    plan = make_plan(suite, data).selected(store)
     lines = [f"suite {suite.name}: {len(plan.cells)} cells on {plan.device}, target {suite.target}"]
     for group in plan.groups:
         skipped = len(group.cells) - len(group.active)
         lines += [
             "",
-            f"{group.dataset.label} x {group.model.label}: {len(group.images)} images, "
+            f"{group.dataset.label} x {group.model.label}: {group.count} images, "
             f"{len(group.active)} cells" + (f", {skipped} skipped" if skipped else ""),
         ]
+        if group.chosen is not None:
+            lines += _selection_plan(group)
         for choice in dict.fromkeys(cell.method for cell in group.active):
             alone = [cell for cell in group.active if cell.method == choice]
             lines.append(
@@ -208,8 +278,13 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     total = Outlay()
     for _, outlay in work:
         total = total.plus(outlay)
-    planned = sum(len(group.active) * len(group.images) for group in plan.groups)
+    planned = sum(len(group.active) * group.count for group in plan.groups)
     missing = sum(len(cells) * len(images) for job, _ in work for cells, images in job.portions)
+    for group in plan.groups:  # images that are still to be selected
+        open_ = group.count - len(group.images)
+        missing += len(group.active) * open_
+        each = group.outlay(group.active)
+        total = total.plus(replace(each, passes=each.passes.times(open_)))
     shapes = sorted({job.rows for job, _ in work} or {plan.shape()["rows"]})
     lines += [
         "",
@@ -219,6 +294,20 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
         f"passes to run: {_passes(total)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _selection_plan(group: Group) -> list[str]:
+    chosen = group.chosen
+    assert chosen is not None
+    if not chosen.waiting:
+        return [f"  selection, stored: {_selection(group)}"]
+    left = len(group.candidates) - chosen.judged
+    return [
+        f"  selection: {group.dataset.selection.rule()}; so far {len(chosen.images)} images out of "
+        f"{chosen.judged} candidates",
+        f"  which images is unknown until the network is asked: 1 forward for each of up to "
+        f"{left:,} candidates, beside what follows",
+    ]
 
 
 def _passes(outlay: Outlay) -> str:
@@ -231,7 +320,8 @@ def _passes(outlay: Outlay) -> str:
 
 def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
     """Prints the table of what is stored; 5 if nothing is."""
-    results = collect(make_plan(suite, data), Store(out / "store"))
+    store = Store(out / "store")
+    results = collect(make_plan(suite, data).selected(store), store)
     if results.per_image.empty:
         Console(stderr=True).print(
             f"nothing of suite {suite.name!r} is stored in {out / 'store'}; "
