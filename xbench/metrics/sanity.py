@@ -94,7 +94,8 @@ class RandomLogit(Gate):
     that does not depend on the class, as of any control. To pass, the mean must stay below 0.5,
     halfway to having nothing in common. A constant map has rank correlation 0 with another, and 1
     with a constant one. It costs the method once more. Undefined where the other map is not finite,
-    and for a network of one class.
+    and for a network of one class. Absolute gradients follow the pattern of open ReLUs, whatever
+    the class, and mostly fail, where signed sums (``channels: sum``, ``sign: signed``) pass.
 
     Args:
         similarity, sign: as for ``model_randomisation``.
