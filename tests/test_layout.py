@@ -46,11 +46,16 @@ ORDER = (
     "engines",
     "progress",
     # what users meet
+    "statistics",
+    "plot",
     "tables",
     "leaderboard",
+    "provenance",
+    "compare",
     "run",
     "info",
     "api",
+    "explain",
     "testing",
     "cli",
 )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import registry
 from .autograd import prepared
-from .errors import BadImage, Unsupported
+from .errors import BadImage, Unpriced, Unsupported
 from .models.loading import describe_layers, load_model, weights_hash
 from .plan import batch_needs, map_needs
 from .probe import Explanation, Logits, MapOf, Probe, closure, cost, method_cost, stops_early
@@ -148,7 +148,7 @@ def planted_batch(count: int = 8, side: int = SIDE) -> tuple[Model, Batch]:
     net = PlantedNetwork(batch.masks[0]).eval().requires_grad_(False)
     images = (net.checker + 1) / 2 * 0.9 + 0.1 * batch.images
     planted = Batch(images, torch.zeros(count, dtype=torch.int64), batch.keys, batch.masks)
-    return Model("planted", net, (0.0,) * 3, (1.0,) * 3, {}), planted
+    return Model("planted", net, (0.0,) * 3, (1.0,) * 3, {}, (side, side)), planted
 
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -256,7 +256,9 @@ def _check_unsuitable(name: str, method: Any) -> None:
         raise AssertionError(f"{name} declares transformers but works on a convolutional network")
 
 
-def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
+def check_metric(
+    name: str, params: Mapping[str, Any] | None = None, *, finds_object: bool = True
+) -> None:
     """The contract of a metric.
 
     One value per image, the same for a batch and one by one, inside the declared range; the
@@ -266,6 +268,12 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     constant and zero maps give a value or NaN, a map with NaN gives ``failed: nonfinite`` for its
     own image alone; declared passes are counted passes; the same twice; nothing is left behind;
     memory is flat over calls.
+
+    Args:
+        name: in the registry.
+        params: its hyper-parameters.
+        finds_object: False where the object's mask need not beat random maps, such as for a metric
+            that compares a given map with the method's own.
 
     Raises:
         AssertionError: with the law that is broken.
@@ -277,14 +285,14 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     )
     model, batch = planted_batch()
     with unchanged(model, batch, name):
-        _check_scores(name, metric, model, batch)
+        _check_scores(name, metric, model, batch, finds_object)
         random = Probe(model, batch).uniform("random map")
         method = registry.make("methods", "gradient")
         metric(Explanation(Probe(model, batch), random, method))
     _check_memory(name, lambda: metric(Explanation(Probe(model, batch), random, method)))
 
 
-def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
+def _check_scores(name: str, metric: Any, model: Model, batch: Batch, finds_object: bool) -> None:
     assert batch.masks is not None
     method = registry.make("methods", "gradient")
     with prepared(model.net) as meter:
@@ -301,7 +309,10 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
                 f"{name} must return one value per image"
             )
             asked = (Logits(), *batch_needs([], [[metric]]), *map_needs([metric], method))
-            declared = cost(closure(asked, method), model)
+            try:
+                declared = cost(closure(asked, method), model)
+            except Unpriced:  # the plan says "unknown"
+                return found.double()
             assert probe.spent == declared, f"{name} declares {declared} but spends {probe.spent}"
             return found.double()
 
@@ -316,7 +327,7 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
             f"{name}: a batch of 8 differs from 8 batches of 1 by {worst:.1e}"
         )
         gain = float((oracle - drawn).mean()) * (1 if metric.better == "higher" else -1)
-        assert gain > 0 or metric.better == "neither", (
+        assert gain > 0 or metric.better == "neither" or not finds_object, (
             f"{name}: the object's mask does not beat random maps ({metric.better} is better)"
         )
         low, high = getattr(metric, "range", (float("-inf"), float("inf")))

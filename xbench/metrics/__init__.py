@@ -1,12 +1,13 @@
 """Metrics: each is one class whose body is its formula."""
 
-from . import complexity, composites, curves, faithfulness, localisation, rcap, road
+from . import complexity, composites, curves, faithfulness, libraries, localisation, rcap, road
 
 __all__ = [
     "complexity",
     "composites",
     "curves",
     "faithfulness",
+    "libraries",
     "localisation",
     "rcap",
     "road",
