@@ -15,7 +15,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from conftest import Answer
+from conftest import Answer, suite_of
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -27,6 +27,7 @@ from xbench.layers import layer_facts
 from xbench.models import torchvision
 from xbench.models.architectures import architecture
 from xbench.models.loading import describe_layers, load_model, weights_hash
+from xbench.plan import Plan, make_plan
 from xbench.testing import check_model
 from xbench.types import Model, Network
 
@@ -396,3 +397,28 @@ def test_a_family_lists_its_names(command: Callable[..., Answer]) -> None:
 def test_a_network_of_a_library_can_be_sent_to_a_worker(name: str) -> None:
     entry = registry.make("models", name, {"weights": "none", "seed": 3})
     assert pickle.loads(pickle.dumps(entry)) == entry
+
+
+# --- a suite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plugin")
+def test_images_of_another_size_than_the_weights_want_are_noticed() -> None:
+    def plan(**model: object) -> Plan:
+        return make_plan(suite_of(models=[{"weights": "none", **model}]), None)
+
+    found = plan(name="timm/test_resnet", label="net")
+    (notice,) = found.notices
+    assert "of model 'net' are for images of 160 x 160; data set 'plug/noise' gives 16" in notice
+    with pytest.raises(UsageError, match=r"'net' cannot take images.*are for images of 224 x 224"):
+        plan(name="timm/vit_tiny_patch16_224", label="net")
+
+
+def test_a_network_of_a_library_runs_in_a_suite(run: Callable[..., Any]) -> None:
+    outcome = run(
+        models=[{"name": "timm/test_resnet", "weights": "none"}],
+        methods=["gradient", "grad_cam"],
+        metrics=["average_drop"],
+    )
+    assert outcome.status == 0
+    assert set(outcome.table["status"]) == {"ok"}

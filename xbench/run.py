@@ -265,6 +265,7 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
             "",
             f"{group.dataset.label} x {group.model.label}: {group.count} images, "
             f"{len(group.active)} cells" + (f", {skipped} skipped" if skipped else ""),
+            *([f"  note: {group.notice}"] if group.notice else []),
         ]
         if group.chosen is not None:
             lines += _selection_plan(group)
