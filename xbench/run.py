@@ -17,8 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from . import engines
+from .datasets.downloads import fetch
+from .errors import UsageError
 from .files import atomic_write, sweep
 from .leaderboard import render
 from .plan import Group, Job, Outlay, Plan, make_plan
@@ -312,6 +322,36 @@ def _passes(outlay: Outlay) -> str:
     return (
         f"{bound}{outlay.passes.forward:,} forward + {outlay.passes.backward:,} backward{unknown}"
     )
+
+
+def fetch_data(suite: Suite, data: Path) -> str:
+    """What ``xbench fetch`` prints: for each data set, how many images are there now.
+
+    Raises:
+        UsageError: with what keeps data sets away, once all others are there.
+    """
+    lines, problems = [], []
+    words = TextColumn("{task.description}", markup=False)
+    columns = (words, BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        for choice in suite.datasets:
+            entry = choice.make()
+            try:
+                if hasattr(entry, "downloads"):
+                    fetch(entry.downloads(), data, tell)
+                lines.append(f"{choice.label}: {len(entry.open(data).ids):,} images\n")
+            except UsageError as error:
+                problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join([*problems, *(line.strip() for line in lines)]))
+    return "".join(lines)
 
 
 def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
