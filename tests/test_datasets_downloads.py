@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from conftest import suite_of
 
 from xbench.datasets.downloads import Download, fetch
 from xbench.errors import UsageError
 from xbench.registry import entries
+from xbench.run import fetch_data
 
 
 def archive(*members: tuple[str, bytes]) -> bytes:
@@ -154,3 +156,13 @@ def test_every_download_of_a_data_set_has_a_checksum_and_a_place() -> None:
                 assert len(bytes.fromhex(download.md5)) == 16
                 assert not Path(download.into).is_absolute()
     assert found == 6
+
+
+def test_fetch_says_what_is_there_and_what_has_to_be_requested(
+    plugin: Path, tmp_path: Path
+) -> None:
+    assert fetch_data(suite_of(), tmp_path) == "plug/noise: 64 images\n"
+    with pytest.raises(UsageError) as caught:
+        fetch_data(suite_of(datasets=["imagenet", "plug/noise"]), tmp_path)
+    assert "request it from image-net.org" in str(caught.value)
+    assert "plug/noise: 64 images" in str(caught.value)

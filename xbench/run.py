@@ -286,8 +286,10 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
         total = total.plus(outlay)
     planned = sum(len(group.active) * group.count for group in plan.groups)
     missing = sum(len(cells) * len(images) for job, _ in work for cells, images in job.portions)
+    unknown = 0
     for group in plan.groups:  # images that are still to be selected
         open_ = group.count - len(group.images)
+        unknown += open_
         missing += len(group.active) * open_
         each = group.outlay(group.active)
         total = total.plus(replace(each, passes=each.passes.times(open_)))
@@ -295,8 +297,8 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     lines += [
         "",
         f"scores: {planned:,} planned, {planned - missing:,} stored, {missing:,} missing",
-        f"units of work: {len(work)}, of up to {suite.run.slice} images; "
-        f"forward shape {' and '.join(map(str, shapes))} rows",
+        f"units of work: {len(work)}{' so far' if unknown else ''}, of up to {suite.run.slice} "
+        f"images; forward shape {' and '.join(map(str, shapes))} rows",
         f"passes to run: {_passes(total)}",
     ]
     return "\n".join(lines) + "\n"

@@ -36,6 +36,7 @@ class OxfordPet:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     root: str = "oxford-iiit-pet"
     split: Literal["test", "trainval"] = "test"
     resize: Resize = 256

@@ -60,6 +60,7 @@ class Places365:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"gag-2024": {"resize": None}}
     root: str = "places365"
     split: Literal["val", "train-standard"] = "val"
