@@ -21,7 +21,7 @@ from PIL import Image
 from xbench.datasets import imagenet
 from xbench.datasets.imagenet import DEVKIT
 from xbench.errors import BadImage, UsageError
-from xbench.registry import find, identity, make
+from xbench.registry import identity, make
 from xbench.types import Sample, Source
 
 TENCH, GOLDFISH, CRANE, ALTAR, CHURCH = (
@@ -555,7 +555,9 @@ def test_a_name_after_the_slash_is_the_path_on_the_hub(hub: dict[str, Any]) -> N
     assert (first.label, second.label) == (1, 0)
     assert isinstance(broken, BadImage)
     assert source.key(0).startswith("000000000@")
-    assert find("datasets", "huggingface/org/animals") is find("datasets", "huggingface")
+    assert (
+        identity(make("datasets", "huggingface/org/animals"))["name"] == "huggingface/org/animals"
+    )
 
 
 def test_the_hub_says_what_is_missing(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from ..errors import BadImage, UsageError
-from ..registry import dataset
+from ..registry import Family, declared, provide_family
 from ..types import Source
 from .listing import UNLABELLED, Picture
 from .pictures import Pixels, Resize, Transform, must_fit
 from .sources import PictureSource
 
 
-@dataset("huggingface")
 class HuggingFace:
-    """Hugging Face: a data set by its path on the hub, ``huggingface/<path>`` in a suite.
+    """Hugging Face: a data set by its path on the hub, such as ``huggingface/frgfm/imagenette``.
 
     The library ``datasets`` downloads it into its own cache; no code from the hub is run. Pictures
     are decoded by xbench itself, and an image is known by its row and its content.
 
     Args:
-        path: on the hub, such as ``frgfm/imagenette``, or a local folder that the library reads.
         config: of the data set, if it has several.
         split: of the data set.
         hub_revision: commit or tag on the hub; None takes the newest.
@@ -34,8 +33,7 @@ class HuggingFace:
     """
 
     version: ClassVar[int] = 1
-    rest: ClassVar[str] = "path"
-    path: str
+    path: ClassVar[str] = ""
     config: str | None = None
     split: str = "test"
     hub_revision: str | None = None
@@ -96,6 +94,26 @@ class HuggingFace:
                 f"{labels[wrong]!r} in {self.label_column!r}, which is not a whole number"
             )
         return labels, tuple(getattr(table.features[self.label_column], "names", None) or ())
+
+
+@cache
+def _on_hub(path: str) -> type:
+    body = {key: v for key, v in vars(HuggingFace).items() if key not in _OWN}
+    return declared(f"huggingface/{path}", type("HuggingFace", (), {**body, "path": path}))
+
+
+_OWN = ("__dict__", "__weakref__")
+
+provide_family(
+    Family(
+        kind="datasets",
+        prefix="huggingface/",
+        origin=__name__,
+        load=_on_hub,
+        names=tuple,
+        summary="Image classification of the Hugging Face hub, with the library 'datasets'.",
+    )
+)
 
 
 class Row(NamedTuple):
