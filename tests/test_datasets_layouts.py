@@ -5,6 +5,7 @@ file is missing or wrong.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 import types
@@ -20,7 +21,7 @@ from PIL import Image
 from xbench.datasets import imagenet
 from xbench.datasets.imagenet import DEVKIT
 from xbench.errors import BadImage, UsageError
-from xbench.registry import label, make
+from xbench.registry import identity, make
 from xbench.types import Sample, Source
 
 TENCH, GOLDFISH, CRANE, ALTAR, CHURCH = (
@@ -353,7 +354,7 @@ def test_places_names_the_wrong_line_or_the_missing_file(places: Path) -> None:
     (root / "categories_places365.txt").write_text("/a/airfield 1\n")
     with pytest.raises(UsageError, match="does not number its classes from 0 in order"):
         opened("places365", places)
-    with pytest.raises(UsageError, match=r"torchvision.datasets.Places365\(root, 'val'"):
+    with pytest.raises(UsageError, match="'xbench fetch' can download it"):
         opened("places365", root)
 
 
@@ -394,7 +395,7 @@ def test_pets_name_the_wrong_line(pets: Path) -> None:
         opened("oxford_pet", pets)
     with pytest.raises(UsageError, match=r"trainval.txt is not there"):
         opened("oxford_pet", pets, split="trainval")
-    with pytest.raises(UsageError, match=r"robots.ox.ac.uk"):
+    with pytest.raises(UsageError, match="'xbench fetch' can download it"):
         opened("oxford_pet", pets / "oxford-iiit-pet")
 
 
@@ -444,6 +445,13 @@ def test_lists_of_birds_must_agree(birds: Path) -> None:
         opened("cub200", birds)
     with pytest.raises(UsageError, match=r"data.caltech.edu"):
         opened("cub200", root)
+
+
+def test_where_a_data_set_lies_is_no_part_of_what_scores_are_known_by(birds: Path) -> None:
+    (birds / "CUB_200_2011").rename(birds / "moved")
+    moved = make("datasets", "cub200", {"root": "moved"})
+    assert identity(moved) == identity(make("datasets", "cub200"))
+    assert moved.open(birds).key(0).startswith("002.Laysan_Albatross/b.jpg@")
 
 
 # --- one broken picture never more ----------------------------------------------------------------
@@ -547,7 +555,9 @@ def test_a_name_after_the_slash_is_the_path_on_the_hub(hub: dict[str, Any]) -> N
     assert (first.label, second.label) == (1, 0)
     assert isinstance(broken, BadImage)
     assert source.key(0).startswith("000000000@")
-    assert label(make("datasets", "huggingface/org/animals")) == "huggingface/org/animals"
+    assert (
+        identity(make("datasets", "huggingface/org/animals"))["name"] == "huggingface/org/animals"
+    )
 
 
 def test_the_hub_says_what_is_missing(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,3 +572,19 @@ def test_the_hub_says_what_is_missing(hub: dict[str, Any], monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"needs the library 'datasets' \(pip install datasets\)"):
         opened("huggingface/animals", None)
+
+
+# --- real photographs -----------------------------------------------------------------------------
+
+DATA = Path(os.environ.get("XBENCH_DATA", "data"))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (DATA / "imagenet").is_dir(), reason=f"no imagenet in {DATA}")
+def test_real_photographs_have_the_labels_of_a_list_of_all_classes() -> None:
+    by_list = make("datasets", "folder", {"root": "imagenet/val", "classes": "../classes.csv"})
+    one, two = make("datasets", "imagenet").open(DATA), by_list.open(DATA)
+    assert one.ids == two.ids
+    assert one.labels == two.labels
+    assert len(set(one.labels)) == 800
+    assert one.classes == two.classes

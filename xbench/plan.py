@@ -62,6 +62,7 @@ class Job:
         store, group: where the part file goes.
         number: of the slice.
         portions: cells with their images.
+        purpose: of the unit, where it is not the suite's own cells.
     """
 
     dataset: Choice
@@ -79,6 +80,7 @@ class Job:
     group: tuple[str, str]
     number: int
     portions: Portions
+    purpose: str = ""
 
     @property
     def images(self) -> int:
@@ -86,7 +88,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.label} x {self.model.label} [{self.number}]"
+        which = f"{self.purpose} {self.number}".strip()
+        return f"{self.dataset.label} x {self.model.label} [{which}]"
 
 
 @dataclass(frozen=True)
@@ -322,7 +325,7 @@ class Plan:
                 cell = (group.look, _default("methods", "centre"), _default("metrics", "entropy"))
                 pinned = self._pinned(store.group(*group.folder))
                 job = self._job(group, store, pinned, number, "label", (((cell,), images),))
-                yield job, Outlay(Passes(forward=len(images)))
+                yield replace(job, purpose="selection"), Outlay(Passes(forward=len(images)))
 
     def shape(self) -> dict[str, Any]:
         """The conditions that a new group is created with."""

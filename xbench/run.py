@@ -17,8 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from . import engines, registry
+from .datasets.downloads import fetch
+from .errors import UsageError
 from .files import atomic_write, sweep
 from .leaderboard import render
 from .plan import Group, Job, Outlay, Plan, make_plan
@@ -281,8 +291,10 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
         total = total.plus(outlay)
     planned = sum(len(group.active) * group.count for group in plan.groups)
     missing = sum(len(cells) * len(images) for job, _ in work for cells, images in job.portions)
+    unknown = 0
     for group in plan.groups:  # images that are still to be selected
         open_ = group.count - len(group.images)
+        unknown += open_
         missing += len(group.active) * open_
         each = group.outlay(group.active)
         total = total.plus(replace(each, passes=each.passes.times(open_)))
@@ -290,8 +302,8 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     lines += [
         "",
         f"scores: {planned:,} planned, {planned - missing:,} stored, {missing:,} missing",
-        f"units of work: {len(work)}, of up to {suite.run.slice} images; "
-        f"forward shape {' and '.join(map(str, shapes))} rows",
+        f"units of work: {len(work)}{' so far' if unknown else ''}, of up to {suite.run.slice} "
+        f"images; forward shape {' and '.join(map(str, shapes))} rows",
         f"passes to run: {_passes(total)}",
     ]
     return "\n".join(lines) + "\n"
@@ -317,6 +329,36 @@ def _passes(outlay: Outlay) -> str:
     return (
         f"{bound}{outlay.passes.forward:,} forward + {outlay.passes.backward:,} backward{unknown}"
     )
+
+
+def fetch_data(suite: Suite, data: Path) -> str:
+    """What ``xbench fetch`` prints: for each data set, how many images are there now.
+
+    Raises:
+        UsageError: with what keeps data sets away, once all others are there.
+    """
+    lines, problems = [], []
+    words = TextColumn("{task.description}", markup=False)
+    columns = (words, BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        for choice in suite.datasets:
+            entry = choice.make()
+            try:
+                if hasattr(entry, "downloads"):
+                    fetch(entry.downloads(), data, tell)
+                lines.append(f"{choice.label}: {len(entry.open(data).ids):,} images\n")
+            except UsageError as error:
+                problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join([*problems, *(line.strip() for line in lines)]))
+    return "".join(lines)
 
 
 def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:

@@ -17,6 +17,7 @@ import torch
 from ..errors import BadImage, UsageError
 from ..registry import dataset
 from ..types import Sample, Source
+from .downloads import Download
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class Form(NamedTuple):
     names: str
 
 
+_HOST = "https://www.cs.toronto.edu/~kriz"
 CIFAR10 = Form("cifar10", "cifar-10-batches-py", 10, "labels", "batches.meta", "label_names")
 CIFAR100 = Form("cifar100", "cifar-100-python", 100, "fine_labels", "meta", "fine_label_names")
 
@@ -79,9 +81,12 @@ class Cifar10:
             UsageError: if a file is missing, asks for anything but numpy arrays, or does not hold
                 what CIFAR-10 holds.
         """
-        numbers = range(1, 6)
-        train = tuple(f"data_batch_{number}" for number in numbers)
+        train = tuple(f"data_batch_{number}" for number in range(1, 6))
         return _opened(CIFAR10, train if self.split == "train" else ("test_batch",), data)
+
+    def downloads(self) -> tuple[Download, ...]:
+        url, md5 = f"{_HOST}/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
+        return (Download(url, md5, ".", CIFAR10.folder),)
 
 
 @dataset("cifar100")
@@ -108,6 +113,10 @@ class Cifar100:
                 what CIFAR-100 holds.
         """
         return _opened(CIFAR100, (self.split,), data)
+
+    def downloads(self) -> tuple[Download, ...]:
+        url, md5 = f"{_HOST}/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"
+        return (Download(url, md5, ".", CIFAR100.folder),)
 
 
 def _opened(form: Form, names: Sequence[str], data: Path | None) -> CifarSource:
@@ -171,9 +180,8 @@ def _read(file: Path, form: Form) -> bytes:
     if not file.is_file():
         raise UsageError(
             f"data set {form.name!r} looks for the file {file}, which is not there; --data DIR or "
-            f"XBENCH_DATA names the directory that holds {form.folder!r}, as "
-            f"www.cs.toronto.edu/~kriz/{form.folder.replace('batches-py', 'python')}.tar.gz "
-            f"unpacks it"
+            f"XBENCH_DATA names the directory that holds {form.folder!r}; 'xbench fetch' can "
+            f"download it"
         )
     if file.stat().st_size > MAX_BYTES:
         raise UsageError(f"{file} has more than {MAX_BYTES} bytes, so it is not of {form.name!r}")

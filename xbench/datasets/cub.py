@@ -38,6 +38,7 @@ class Cub200:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     root: str = "CUB_200_2011"
     split: Literal["test", "train"] = "test"
     resize: Resize = 256

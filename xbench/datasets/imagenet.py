@@ -53,6 +53,7 @@ class ImageNet:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     root: str = "imagenet"
     split: Literal["val", "train"] = "val"
     resize: Resize = 256

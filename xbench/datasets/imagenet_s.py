@@ -49,6 +49,7 @@ class ImageNetS:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gag-2024": {"resize": (256, 256), "crop": None},
     }

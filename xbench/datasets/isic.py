@@ -69,6 +69,12 @@ class Isic:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = (
+        "root",
+        "images",
+        "table",
+        "masks",
+    )  # content is in the keys
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gag-2024": {"resize": (448, 448), "crop": None},
     }

@@ -11,6 +11,7 @@ from PIL import Image
 from ..errors import UsageError
 from ..registry import dataset
 from ..types import Source
+from .downloads import Download
 from .listing import Picture, existing_root, read_table
 from .pictures import BACKGROUND, OBJECT, UNKNOWN, File, Mask, Pixels, Resize, Transform, must_fit
 from .sources import PictureSource
@@ -35,6 +36,7 @@ class OxfordPet:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     root: str = "oxford-iiit-pet"
     split: Literal["test", "trainval"] = "test"
     resize: Resize = 256
@@ -53,8 +55,7 @@ class OxfordPet:
             "oxford_pet",
             self.root,
             data,
-            "images.tar.gz and annotations.tar.gz from www.robots.ox.ac.uk/~vgg/data/pets unpack "
-            "to its folders 'images' and 'annotations'",
+            "'xbench fetch' can download it",
         )
         list_file = root / "annotations" / f"{self.split}.txt"
         names: dict[int, str] = {}
@@ -79,6 +80,14 @@ class OxfordPet:
             )
         classes = tuple(names.get(label, f"class {label + 1}") for label in range(37))
         return PictureSource.of(list_file, pictures, classes, Transform(self.resize, self.crop))
+
+    def downloads(self) -> tuple[Download, ...]:
+        host = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
+        images, annotations = "5c4f3ee8e5d25df40f4fd59a7f44e54c", "95a8c909bbe2e81eed6a22bccdf3f68f"
+        return (
+            Download(f"{host}/images.tar.gz", images, self.root, "images"),
+            Download(f"{host}/annotations.tar.gz", annotations, self.root, "annotations"),
+        )
 
 
 def trimap_object(trimap: Image.Image) -> Mask:

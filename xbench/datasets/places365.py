@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from ..errors import UsageError
 from ..registry import dataset
 from ..types import Source
+from .downloads import Download
 from .listing import Picture, existing_root, read_table
 from .pictures import File, Pixels, Resize, Transform, must_fit
 from .sources import PictureSource
@@ -20,6 +21,21 @@ _FOLDERS = {
     ("train-standard", True): "data_256_standard",
     ("train-standard", False): "data_large_standard",
 }
+
+_HOST = "http://data.csail.mit.edu/places/places365"
+_ARCHIVES = {
+    ("val", True): ("val_256.tar", "e27b17d8d44f4af9a78502beb927f808"),
+    ("val", False): ("val_large.tar", "9b71c4993ad89d2d8bcbdc4aef38042f"),
+    ("train-standard", True): (
+        "train_256_places365standard.tar",
+        "53ca1c756c3d1e7809517cc47c5561c5",
+    ),
+    ("train-standard", False): (
+        "train_large_places365standard.tar",
+        "67e186b496a84c929568076ed01a8aa1",
+    ),
+}
+"""With their MD5, as torchvision has them."""
 
 
 @dataset("places365")
@@ -44,6 +60,7 @@ class Places365:
     """
 
     version: ClassVar[int] = 1
+    places: ClassVar[tuple[str, ...]] = ("root",)  # content is in the keys
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"gag-2024": {"resize": None}}
     root: str = "places365"
     split: Literal["val", "train-standard"] = "val"
@@ -64,7 +81,7 @@ class Places365:
             "places365",
             self.root,
             data,
-            "torchvision.datasets.Places365(root, 'val', small=True, download=True) makes it",
+            "'xbench fetch' can download it",
         )
         numbers = read_table(root / "categories_places365.txt", columns=2)
         names = _numbered(numbers, root / "categories_places365.txt")
@@ -83,6 +100,14 @@ class Places365:
                 )
             pictures.append(Picture(File(image.lstrip("/"), folder), None, int(label)))
         return PictureSource.of(folder, pictures, names, Transform(self.resize, self.crop))
+
+    def downloads(self) -> tuple[Download, ...]:
+        archive, md5 = _ARCHIVES[self.split, self.small]
+        lists = f"{_HOST}/filelist_places365-standard.tar"
+        return (
+            Download(lists, "35a0585fee1fa656440f3ab298f8479c", self.root, _LISTS[self.split]),
+            Download(f"{_HOST}/{archive}", md5, self.root, _FOLDERS[self.split, self.small]),
+        )
 
 
 def _numbered(rows: list[tuple[int, list[str]]], file: Path) -> tuple[str, ...]:
