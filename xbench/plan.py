@@ -198,7 +198,7 @@ def map_needs(metrics: Iterable[Any], method: Any = None) -> tuple[Need[Any], ..
 def _is_priced(need: Need[Any], sketch: Model) -> bool:
     try:
         need.passes(sketch)
-    except Unpriced:
+    except Unsupported:
         return False
     return True
 
