@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from . import registry
 from .plan import Group
 from .probe import MapOf, closure, method_cost, stops_early
 from .suite import Choice
-from .tables import CALIBRATION_BINS, Results, to_csv, to_json
+from .tables import CALIBRATION_BINS, ModelCard, Results, to_csv, to_json
 
 Format = Literal["terminal", "md", "csv", "json"]
 ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
@@ -29,6 +30,8 @@ FAMILIES = ("faithfulness", "localisation", "robustness", "complexity", "sanity"
 FACTS = "diagnostics"
 LETTERS = {"loses_to_random": "r", "loses_to_inverted": "i"}
 """Behind a number."""
+LONG = 22
+"""Characters of a method's label that a narrow terminal has room for."""
 _MARKS = " *" + string.ascii_lowercase
 
 
@@ -37,15 +40,17 @@ class Leaderboard:
     """Methods against metrics on one data set and model.
 
     Args:
-        title: data set, model, number of images, accuracy.
+        title: data set, model, number of images, target.
+        card: how good and how sure the model is on them; empty where nothing is known.
         methods: labels, best first; those without a rank are control maps, listed apart.
         metrics: labels, family by family; a metric that was skipped for all methods is only in
             ``marks``.
         means: by method and metric; NaN where there is no score.
         ranks: mean rank over ``ranked_by``; a missing score, or one over fewer
             images than another, has the worst rank.
-        ranked_by: symbols of the faithfulness metrics, or of all that have a direction where there
+        ranked_by: names of the faithfulness metrics, or of all that have a direction where there
             are none.
+        names: metric label to a short name.
         headings: metric label to heading, with arrow and baseline.
         better: metric label to "higher", "lower" or "neither".
         families: metric label to family.
@@ -58,11 +63,13 @@ class Leaderboard:
     """
 
     title: str
+    card: str
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
     means: Mapping[tuple[str, str], float]
     ranks: Mapping[str, float]
     ranked_by: tuple[str, ...]
+    names: Mapping[str, str]
     headings: Mapping[str, str]
     better: Mapping[str, str]
     families: Mapping[str, str]
@@ -72,14 +79,6 @@ class Leaderboard:
     flags: Mapping[tuple[str, str], tuple[str, ...]]
     has_random: bool
     added: Mapping[str, str]
-
-    @property
-    def blocks(self) -> list[tuple[str, list[str]]]:
-        """(family, its shown metrics), in order."""
-        found: dict[str, list[str]] = {}
-        for metric in self.metrics:
-            found.setdefault(self.families[metric], []).append(metric)
-        return list(found.items())
 
     @property
     def failing(self) -> dict[str, list[str]]:
@@ -119,13 +118,19 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
     order = sorted(ranked, key=ranks.__getitem__)
     shown = [n for n in metrics if any(r["status"] != "skipped" for r in rows if r["metric"] == n)]
     families = {label: _family(metric) for label, metric in metrics.items()}
+    names = _names(group)
     return Leaderboard(
-        title=_title(results, group),
+        title=(
+            f"{group.dataset.label} x {group.model.label}, {len(group.images)} images, "
+            f"target {results.plan.suite.target}"
+        ),
+        card=_card(results.cards[group.dataset.label, group.model.label]),
         methods=(*order, *(name for name in controls if name not in ranks)),
         metrics=tuple(sorted(shown or metrics, key=lambda label: _place(families[label]))),
         means=means,
         ranks=ranks,
-        ranked_by=tuple(getattr(metric, "symbol", name) for name, metric in deciding.items()),
+        ranked_by=tuple(names[label] for label in deciding),
+        names=names,
         headings={label: _heading(group, label) for label in metrics},
         better={label: metric.better for label, metric in metrics.items()},
         families=families,
@@ -183,16 +188,27 @@ def _mean_ranks(
     return total
 
 
-def _title(results: Results, group: Group) -> str:
-    card = results.cards[group.dataset.label, group.model.label]
+def _card(card: ModelCard) -> str:
     shares = {
         "accuracy {} %": card.accuracy,
         "mean confidence {} %": card.confidence,
-        f"expected calibration error {{}} % ({CALIBRATION_BINS} bins)": card.calibration_error,
+        f"calibration error {{}} % (ECE, {CALIBRATION_BINS} bins)": card.calibration_error,
     }
-    known = [words.format(f"{100 * v:.1f}") for words, v in shares.items() if not math.isnan(v)]
-    title = f"{group.dataset.label} x {group.model.label}, {len(group.images)} images"
-    return ", ".join([title, *known, f"target {results.plan.suite.target}"])
+    known = {words: share for words, share in shares.items() if not math.isnan(share)}
+    return ", ".join(words.format(f"{100 * share:.1f}") for words, share in known.items())
+
+
+def _names(group: Group) -> dict[str, str]:
+    """What sentences call each metric: its symbol, and where two have one, what sets them apart."""
+    headings = {c.metric.label: _heading(group, c.metric.label) for c in group.cells}
+    symbols = {label: text.split("\n")[0].rstrip(" ↑↓") for label, text in headings.items()}
+    shared = Counter(symbols.values())
+    return {
+        label: " ".join([symbol, *headings[label].split("\n")[1:]])
+        if shared[symbol] > 1
+        else symbol
+        for label, symbol in symbols.items()
+    }
 
 
 def _heading(group: Group, label: str) -> str:
@@ -230,13 +246,11 @@ def render(results: Results, form: Format, width: int | None = None, colour: boo
         file=out, width=width or 200, force_terminal=colour, no_color=not colour, highlight=False
     )
     for board in leaderboards(results):
-        console.print(board.title, markup=False)
-        parts = list(_fitting(board, console))
-        for metrics in parts:
-            if len(parts) > 1:
-                console.print()
-                console.print(_family_names(board, metrics), markup=False)
-            console.print(_terminal(board, metrics))
+        for line in filter(None, (board.title, board.card)):
+            console.print(line, markup=False)
+        for metrics, table in _fitting(board, console):
+            console.print(f"\n{', '.join(_by_family(board, metrics))}", markup=False)
+            console.print(table)
         for note in _footnotes(board):
             console.print(note, markup=False)
         console.print()
@@ -310,33 +324,40 @@ def _mark(board: Leaderboard, method: str, metric: str) -> str:
     return letters + star + verdict
 
 
-def _fitting(board: Leaderboard, console: Console) -> Iterator[list[str]]:
+def _fitting(board: Leaderboard, console: Console) -> Iterator[tuple[Sequence[str], Table]]:
     """The metrics in as many tables as it takes to show every number whole, by family if it can."""
+    unlimited = console.options.update(max_width=10_000)
 
-    def fits(metrics: Sequence[str]) -> bool:
-        return _width(board, metrics, console) <= console.width
+    def fits(table: Table) -> bool:
+        return Measurement.get(console, unlimited, table).maximum <= console.width
 
+    def narrow(*metrics: str) -> Table:
+        return _terminal(board, metrics, is_narrow=True)
+
+    whole = _terminal(board, board.metrics, is_narrow=False)
+    if fits(whole):
+        yield board.metrics, whole
+        return
     part: list[str] = []
-    for _, family in board.blocks:
-        if part and not fits([*part, *family]):
-            yield part
+    for family in _by_family(board, board.metrics).values():
+        if part and not fits(narrow(*part, *family)):
+            yield part, narrow(*part)
             part = []
         for metric in family:
-            if part and not fits([*part, metric]):
-                yield part
+            if part and not fits(narrow(*part, metric)):
+                yield part, narrow(*part)
                 part = []
             part.append(metric)
-    yield part
+    yield part, narrow(*part)
 
 
-def _family_names(board: Leaderboard, metrics: Sequence[str]) -> str:
-    words = dict.fromkeys(board.families[metric] for metric in metrics)
-    return ", ".join("facts about maps" if word == FACTS else word for word in words)
-
-
-def _width(board: Leaderboard, metrics: Sequence[str], console: Console) -> int:
-    unlimited = console.options.update(max_width=10_000)
-    return Measurement.get(console, unlimited, _terminal(board, metrics)).maximum
+def _by_family(board: Leaderboard, metrics: Sequence[str]) -> dict[str, list[str]]:
+    """Shown metrics by what tables call their family."""
+    found: dict[str, list[str]] = {}
+    for metric in metrics:
+        family = board.families[metric]
+        found.setdefault("facts about maps" if family == FACTS else family, []).append(metric)
+    return found
 
 
 def _numbers(lines: Sequence[_Line], metric: str) -> list[Text]:
@@ -353,16 +374,20 @@ def _numbers(lines: Sequence[_Line], metric: str) -> list[Text]:
     ]
 
 
-def _terminal(board: Leaderboard, metrics: Sequence[str]) -> Table:
-    """A table of some metrics; the first one has ranks and passes."""
+def _terminal(board: Leaderboard, metrics: Sequence[str], is_narrow: bool) -> Table:
+    """A table of some metrics; the first one has ranks and passes.
+
+    Where room is short, the parameters in a long name get a line of their own.
+    """
     lines = _lines(board)
-    columns: list[tuple[str, list[Text]]] = [
-        (_heading_of(board, metric), _numbers(lines, metric)) for metric in metrics
-    ]
+    columns: list[tuple[str, list[Text]]] = []
+    for family in _by_family(board, metrics).values():
+        gap = [("", [Text("")] * len(lines))] if columns else []
+        columns += gap + [(_heading_of(board, m), _numbers(lines, m)) for m in family]
     if metrics[0] == board.metrics[0]:
         columns.insert(0, ("mean\nrank", [Text(line.rank) for line in lines]))
         columns.append(("passes\nfwd+bwd", [Text(line.passes) for line in lines]))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
     for heading, _ in columns:
@@ -371,7 +396,9 @@ def _terminal(board: Leaderboard, metrics: Sequence[str]) -> Table:
         last = bool(line.place) and at + 1 < len(lines) and not lines[at + 1].place
         texts = [texts[at] for _, texts in columns]
         style = "" if line.place else "dim"
-        table.add_row(line.place, Text(line.method), *texts, end_section=last, style=style)
+        is_long = is_narrow and len(line.method) > LONG
+        method = line.method.replace("(", "\n  (", 1) if is_long else line.method
+        table.add_row(line.place, Text(method), *texts, end_section=last, style=style)
     return table
 
 
@@ -392,9 +419,8 @@ def _footnotes(board: Leaderboard) -> list[str]:
 
 def _warnings(board: Leaderboard) -> Iterator[str]:
     """Legends of the signs that this leaderboard has."""
-    names = {metric: board.headings[metric].split()[0] for metric in board.metrics}
     won = [
-        f"{names[metric]} by {', '.join(board.won(metric))}"
+        f"{board.names[metric]} by {', '.join(board.won(metric))}"
         for metric in board.metrics
         if board.won(metric)
     ]
@@ -410,7 +436,7 @@ def _warnings(board: Leaderboard) -> Iterator[str]:
     failing = [m for m in board.methods if m in board.ranks and m in board.failing]
     if failing:
         gates = "; ".join(
-            f"{method}: {', '.join(names.get(m, m) for m in board.failing[method])}"
+            f"{method}: {', '.join(board.names[m] for m in board.failing[method])}"
             for method in failing
         )
         yield f"(fails) a gate, so that its ranks mean little: {gates}."
@@ -429,12 +455,17 @@ def _remarks(board: Leaderboard) -> Iterator[str]:
 
 def _markdown(board: Leaderboard) -> str:
     headings = [_heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
-    rows = [f"**{board.title}**", ""]
+    rows = [f"**{board.title}**" + (f": {board.card}" if board.card else ""), ""]
     rows.append("| " + " | ".join(["#", "method", "mean rank", *headings, "passes"]) + " |")
     rows.append("|" + "--:|:--|" + "--:|" * (len(headings) + 2))
     for line in _lines(board):
         texts = [f"**{text}**" if m in line.best else text for m, text in line.numbers.items()]
         cells = [line.place, f"`{line.method}`", line.rank, *texts, line.passes]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    notes = [note.replace("*", "\\*", 1) for note in _footnotes(board)]
+    families = [
+        f"{family} {', '.join(board.names[metric] for metric in metrics)}"
+        for family, metrics in _by_family(board, board.metrics).items()
+    ]
+    notes = [f"Columns: {'; '.join(families)}."]
+    notes += [note.replace("*", "\\*", 1) for note in _footnotes(board)]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"

@@ -25,7 +25,7 @@ from .progress import Reporter
 from .runner import Report, versions
 from .store import Store
 from .suite import Suite
-from .tables import Results, collect, to_csv
+from .tables import Results, card_facts, collect, to_csv
 
 
 def run_suite(
@@ -137,6 +137,10 @@ def _write_run(
         },
         "git": _git_state(),
         "notices": list(plan.notices),
+        "models": [
+            {"dataset": dataset, "model": model, **card_facts(card)}
+            for (dataset, model), card in results.cards.items()
+        ],
         "cells": dict(Counter(results.table["status"])),
         "rows": dict(rows),
         "passes": {
@@ -185,6 +189,11 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     plan = make_plan(suite, data)
     store = Store(out / "store")
     lines = [f"suite {suite.name}: {len(plan.cells)} cells on {plan.device}, target {suite.target}"]
+    lines += [
+        f"{metric.label} was added: {metric.beside} is not shown without it"
+        for metric in suite.metrics
+        if metric.beside
+    ]
     for group in plan.groups:
         skipped = len(group.cells) - len(group.active)
         lines += [
