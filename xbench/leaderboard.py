@@ -360,15 +360,17 @@ def _by_family(board: Leaderboard, metrics: Sequence[str]) -> dict[str, list[str
     return found
 
 
-def _numbers(lines: Sequence[_Line], metric: str) -> list[Text]:
-    """A column, digits below digits: numbers without a mark get its width."""
+def _numbers(lines: Sequence[_Line], metric: str, heading: str) -> list[Text]:
+    """A column to the right, digits below digits: the widest mark has room behind each number."""
     texts = [line.numbers[metric] for line in lines]
     digits = [text.rstrip(_MARKS) for text in texts]
     wide = max(len(text) - len(number) for text, number in zip(texts, digits, strict=True))
+    before = max(*map(len, digits), *(len(part) - wide for part in heading.splitlines()))
     return [
         Text(
-            number + text[len(number) :].ljust(wide),
+            " " * (before - len(number)) + text,
             style="bold green" if metric in line.best else "",
+            justify="left",
         )
         for text, number, line in zip(texts, digits, lines, strict=True)
     ]
@@ -383,7 +385,8 @@ def _terminal(board: Leaderboard, metrics: Sequence[str], is_narrow: bool) -> Ta
     columns: list[tuple[str, list[Text]]] = []
     for family in _by_family(board, metrics).values():
         gap = [("", [Text("")] * len(lines))] if columns else []
-        columns += gap + [(_heading_of(board, m), _numbers(lines, m)) for m in family]
+        headings = {metric: _heading_of(board, metric) for metric in family}
+        columns += gap + [(text, _numbers(lines, m, text)) for m, text in headings.items()]
     if metrics[0] == board.metrics[0]:
         columns.insert(0, ("mean\nrank", [Text(line.rank) for line in lines]))
         columns.append(("passes\nfwd+bwd", [Text(line.passes) for line in lines]))
