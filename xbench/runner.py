@@ -163,12 +163,9 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
     report.rows.update(row[-1].split(":")[0] for row in rows)
     if rows:
         conditions = {**provenance(job), "smallest_rows": report.smallest_rows or job.rows}
-        facts = {
-            "provenance": conditions,
-            "slice": job.number,
-            "events": report.events,
-            "confidence": report.confidence,
-        }
+        facts = {"provenance": conditions, "slice": job.number, "events": report.events}
+        if report.confidence:
+            facts["confidence"] = report.confidence
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         group = Store(job.store).group(*job.group)
         report.part = group.write(f"{job.number:07d}", frame, facts).name
