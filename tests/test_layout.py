@@ -18,6 +18,7 @@ ORDER = (
     "types",
     "noise",
     "maps",
+    "similarity",
     "features",
     "imputation",
     "document",
@@ -30,6 +31,7 @@ ORDER = (
     "probe",
     "masking",
     "sweeps",
+    "randomisation",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",
@@ -46,11 +48,16 @@ ORDER = (
     "engines",
     "progress",
     # what users meet
+    "statistics",
+    "plot",
     "tables",
     "leaderboard",
+    "provenance",
+    "compare",
     "run",
     "info",
     "api",
+    "explain",
     "testing",
     "cli",
 )

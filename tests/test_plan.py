@@ -169,7 +169,7 @@ def everything() -> tuple[list[Any], list[Any]]:
     metrics = [
         {"name": name, **CHEAP.get(name, {})}
         for name, entry in registry.entries("metrics").items()
-        if entry.origin.startswith("xbench.")
+        if entry.origin.startswith("xbench.") and not entry.summary
     ]
     # a method for transformers is skipped on a convolutional network
     methods = [n for n in methods if not hasattr(registry.find("methods", n), "architecture")]

@@ -91,7 +91,7 @@ class Outlay:
 
     Args:
         passes: what is declared.
-        unknown: methods that do not declare theirs.
+        unknown: methods that do not declare theirs, and needs of maps that cannot tell.
         is_bound: whether some method may stop before it has spent its passes.
     """
 
@@ -117,6 +117,8 @@ class Group:
         classes: that the network tells apart.
         weights: hash of the model's weights.
         folder: of the store, for data set and model.
+        identity: what all cells of the group share.
+        notice: what the model says of these images, or empty.
     """
 
     dataset: Choice
@@ -128,6 +130,8 @@ class Group:
     images: tuple[tuple[int, str], ...]
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
+    identity: Mapping[str, Any]
+    notice: str = ""
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -147,7 +151,9 @@ class Group:
         total = Outlay(cost(asked, self.sketch), len(methods) - len(told), stops_early(asked))
         for choice, metrics in by_method.items():
             asked = map_needs(metrics, told.get(choice))
-            total = total.plus(Outlay(cost(asked, self.sketch)))
+            priced = tuple(need for need in asked if _is_priced(need, self.sketch))
+            unknown = len(asked) - len(priced)
+            total = total.plus(Outlay(cost(priced, self.sketch), unknown))
         return total
 
 
@@ -165,6 +171,14 @@ def map_needs(metrics: Iterable[Any], method: Any = None) -> tuple[Need[Any], ..
     """
     asked = closure((need for metric in metrics for need in needs_of(metric)), method)
     return tuple(need for need in asked if need.scope == "map")
+
+
+def _is_priced(need: Need[Any], sketch: Model) -> bool:
+    try:
+        need.passes(sketch)
+    except Unpriced:
+        return False
+    return True
 
 
 _cache: dict[Choice, Any] = {}
@@ -191,8 +205,11 @@ class Plan:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What data sets say of themselves, such as a checksum that is not the official one."""
-        found = (getattr(group.source, "notice", None) for group in self.groups)
+        """What data sets say of themselves, such as a checksum that is not the official one, and
+        models of their images.
+        """
+        found = [getattr(group.source, "notice", None) for group in self.groups]
+        found += [group.notice for group in self.groups]
         return tuple(dict.fromkeys(notice for notice in found if notice))
 
     def jobs(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
@@ -323,12 +340,21 @@ def _group(
     network: Network,
     weights: str,
 ) -> Group:
+    notice = ""
+    if network.size not in (None, source.size):
+        assert network.size is not None
+        notice = (
+            f"the weights of model {model.label!r} are for images of {network.size[0]} x "
+            f"{network.size[1]}; data set {dataset.label!r} gives {source.size[0]} x "
+            f"{source.size[1]}"
+        )
     try:
         net, layers, classes = describe_layers(network, source.size)
     except Exception as error:  # whatever the network's own forward raises
         raise UsageError(
             f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
             f"data set {dataset.label!r} gives them: {type(error).__name__}: {error}"
+            + (f"; {notice}" if notice else "")
         ) from error
     sketch = Model(model.label, net, network.mean, network.std, layers, source.size)
     images = select(source, dataset.images, dataset.label)
@@ -355,7 +381,9 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
-    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder)
+    return Group(
+        dataset, model, source, sketch, classes, weights, images, cells, folder, facts, notice
+    )
 
 
 def _short(value: Any) -> str:
@@ -375,7 +403,7 @@ def _cell(
     layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
     chosen = {**method.identity(), "layers": layers}
     text = canonical({**facts, "method": chosen, "metric": metric.identity()})
-    reason = _unsupported(_made(method), sketch)
+    reason = _unsupported(_made(method), _made(metric), sketch)
     wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
     if wants_masks and not source.has_masks:
         reason = f"data set {dataset.label!r} has no object masks"
@@ -389,14 +417,17 @@ def _cell(
     )
 
 
-def _unsupported(method: Any, sketch: Model) -> str:
-    """Why a method cannot work on this model, as far as a model without weights tells; or empty."""
-    try:
-        cost(closure([MapOf(method)]), sketch)
-    except Unpriced:
-        return ""
-    except Unsupported as error:
-        return str(error)
+def _unsupported(method: Any, metric: Any, sketch: Model) -> str:
+    """Why a method or a metric cannot work on this model, as far as one without weights tells; or
+    empty.
+    """
+    for asked in (closure([MapOf(method)]), map_needs([metric])):
+        try:
+            cost(asked, sketch)
+        except Unpriced:
+            continue
+        except Unsupported as error:
+            return str(error)
     return ""
 
 
