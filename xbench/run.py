@@ -37,7 +37,7 @@ from .provenance import provenance
 from .runner import Report, versions
 from .store import Store
 from .suite import Suite
-from .tables import Results, collect, to_csv
+from .tables import Results, card_facts, collect, to_csv
 
 
 def run_suite(
@@ -200,6 +200,10 @@ def _write_run(
         "git": _git_state(),
         "notices": list(plan.notices),
         "selection": [_selection_facts(group) for group in plan.groups],
+        "models": [
+            {"dataset": dataset, "model": model, **card_facts(card)}
+            for (dataset, model), card in results.cards.items()
+        ],
         "cells": dict(Counter(results.table["status"])),
         "rows": dict(rows),
         "passes": {
@@ -269,6 +273,11 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     store = Store(out / "store")
     plan = make_plan(suite, data).selected(store)
     lines = [f"suite {suite.name}: {len(plan.cells)} cells on {plan.device}, target {suite.target}"]
+    lines += [
+        f"{metric.label} was added: {metric.beside} is not shown without it"
+        for metric in suite.metrics
+        if metric.beside
+    ]
     for group in plan.groups:
         skipped = len(group.cells) - len(group.active)
         lines += [

@@ -22,7 +22,7 @@ from .autograd import Meter, prepared
 from .errors import BadImage, Unsupported
 from .models.loading import load_model
 from .plan import Job, batch_needs
-from .probe import Explanation, Logits, Probe
+from .probe import Explanation, Logits, Probe, probability
 from .scoring import evaluated
 from .store import COLUMNS, Store
 from .suite import Choice
@@ -51,6 +51,7 @@ class Report:
         events: what had to change on the way.
         errors: a traceback for each distinct failure.
         stopped: whether it was interrupted; what it had is stored.
+        confidence: probability of the predicted class by image, where that is not the target's.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Report:
     events: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    confidence: dict[str, float] = field(default_factory=dict)
 
     def failure(self, error: BaseException, where: str) -> str:
         """The status of a row that an error cost; the traceback is kept once."""
@@ -162,6 +164,8 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
     if rows:
         conditions = {**provenance(job), "smallest_rows": report.smallest_rows or job.rows}
         facts = {"provenance": conditions, "slice": job.number, "events": report.events}
+        if report.confidence:
+            facts["confidence"] = report.confidence
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         group = Store(job.store).group(*job.group)
         report.part = group.write(f"{job.number:07d}", frame, facts).name
@@ -300,6 +304,13 @@ class _Work:
                     strict=False,  # the probe's filling has no keys
                 )
             )
+            if self.job.target != "predicted":
+                sure = probability(probe[Logits()], probe[Logits()].argmax(1)).tolist()
+                self.report.confidence |= {
+                    key: value
+                    for key, value in zip(batch.keys, sure, strict=False)
+                    if math.isfinite(value)
+                }
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the network itself cannot take these images

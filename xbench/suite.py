@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,8 @@ from . import registry
 from .document import Document, parse
 from .errors import SuiteError, UsageError
 
+FACTS = ("degenerate_maps", "tied_pixels", "mean_mass")
+"""Metrics of every suite: facts about maps, without which its other scores are easily misread."""
 MAX_CELLS = 1_000_000
 MAX_LABEL = 100
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
@@ -118,6 +122,7 @@ class Choice:
         params: resolved hyper-parameters, sorted.
         label: what tables call it; not part of its identity.
         selection: of a data set, which images.
+        beside: label of the metric that must not stand alone, where that is why this one is there.
     """
 
     kind: str
@@ -125,6 +130,7 @@ class Choice:
     params: tuple[tuple[str, Any], ...]
     label: str
     selection: Selection = field(default_factory=Selection)
+    beside: str = field(default="", compare=False)
 
     def make(self) -> Any:
         """The entry itself."""
@@ -152,14 +158,33 @@ class Suite:
     run: RunOptions = field(default_factory=RunOptions)
 
     def excludes(self, dataset: Choice, model: Choice, method: Choice, metric: Choice) -> bool:
-        chosen = {"dataset": dataset, "model": model, "method": method, "metric": metric}
-        return any(
-            all(chosen[kind].matches(pattern) for kind, pattern in rule.items())
-            for rule in self.exclude
-        )
+        """Whether a rule names this cell, or each that its metric must not stand without."""
+
+        def named(metric: Choice) -> bool:
+            chosen = {"dataset": dataset, "model": model, "method": method, "metric": metric}
+            return any(
+                all(chosen[kind].matches(pattern) for kind, pattern in rule.items())
+                for rule in self.exclude
+            )
+
+        beside = self._beside.get(metric, []) if self.exclude else []
+        return named(metric) or (len(beside) > 0 and all(map(named, beside)))
+
+    @cached_property
+    def _beside(self) -> dict[Choice, list[Choice]]:
+        """Of each metric that must not stand alone, those that stand beside it."""
+        kin: dict[Any, list[Choice]] = {}
+        for choice in self.metrics:
+            kin.setdefault(_kin(choice.make()), []).append(choice)
+        return {
+            metric: [choice for entry in _companions(metric) for choice in kin.get(_kin(entry), ())]
+            for metric in self.metrics
+        }
 
     def narrowed(self, **patterns: Sequence[str]) -> Suite:
         """Only the entries of a kind that a shell pattern matches, by name or label.
+
+        To metrics belongs what must stand beside them: see :func:`complete`.
 
         Raises:
             UsageError: if a pattern matches nothing.
@@ -176,6 +201,8 @@ class Suite:
                     )
             if wanted:
                 kept[kind] = tuple(c for c in choices if any(c.matches(p) for p in wanted))
+        if "metrics" in kept:
+            kept["metrics"] = complete(kept["metrics"], self.metrics)
         return replace(self, **kept)
 
     def resolved(self) -> dict[str, Any]:
@@ -196,6 +223,45 @@ class Suite:
             "exclude": [dict(rule) for rule in self.exclude],
             "run": self.run.model_dump(),
         }
+
+
+def complete(metrics: Sequence[Choice], known: Sequence[Choice] = ()) -> tuple[Choice, ...]:
+    """These metrics, behind each what must stand beside it, and at the end the facts about maps.
+
+    A metric class lists in ``beside`` what it would mislead without, as entries; a variant of the
+    same name and needs does as well.
+
+    Args:
+        known: where to look for what is lacking, before it is taken as the class lists it.
+    """
+    present = {_kin(choice.make()) for choice in metrics}
+    fitting = {_kin(choice.make()): choice for choice in reversed(known)}
+    found: list[Choice] = []
+    for metric in metrics:
+        found.append(metric)
+        for entry in _companions(metric):
+            if _kin(entry) not in present:
+                present.add(_kin(entry))
+                chosen = fitting.get(_kin(entry)) or _choice("metrics", entry)
+                found.append(replace(chosen, beside=metric.label))
+    lacking = [fact for fact in FACTS if all(choice.name != fact for choice in metrics)]
+    facts = (registry.make("metrics", fact) for fact in lacking)
+    return (*found, *(_choice("metrics", fact) for fact in facts))
+
+
+def _companions(metric: Choice) -> tuple[Any, ...]:
+    return tuple(getattr(metric.make(), "beside", ()))
+
+
+def _kin(entry: Any) -> tuple[Any, ...]:
+    """Variants that differ only in what they make of the same needs are of one kin."""
+    return (entry.name, *getattr(entry, "needs", ()))
+
+
+def _choice(kind: str, entry: Any, label: str = "", selection: Selection | None = None) -> Choice:
+    params = tuple(sorted(registry.parameters(entry).items()))
+    shown = label or registry.label(entry)
+    return Choice(kind, entry.name, params, shown, selection or Selection())
 
 
 def canonical(value: Any) -> str:
@@ -244,13 +310,28 @@ def read_suite(name: str) -> Document:
 # --- from document to suite -----------------------------------------------------------------------
 
 
-def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()) -> Suite:
-    """The suite in a document.
+Settings = Iterable[tuple[str, Any, str]]
+"""What overrides a document: dotted key, value, and who says so, for messages, such as
+``("run.batch_size", 32, "--batch-size")``."""
 
-    Args:
-        document: parsed YAML.
-        settings: what overrides it: dotted key, value, and who says so, for messages, such as
-            ``("run.batch_size", 32, "--batch-size")``.
+
+def load_suite(document: Document, settings: Settings = ()) -> Suite:
+    """The suite in a document, and what belongs to every suite: see :func:`complete`.
+
+    Raises:
+        SuiteError: with every problem that was found, each with its place.
+    """
+    written = suite_as_written(document, settings)
+    suite = replace(written, metrics=complete(written.metrics))
+    labels = Counter(choice.label for choice in suite.metrics)
+    if twice := [label for label, count in labels.items() if count > 1]:
+        sentence = "is the label of two metrics, one of which every suite has; choose another"
+        raise SuiteError([f"{document.source}: {label!r} {sentence}" for label in twice])
+    return suite
+
+
+def suite_as_written(document: Document, settings: Settings = ()) -> Suite:
+    """The suite in a document and nothing else.
 
     Raises:
         SuiteError: with every problem that was found, each with its place.
@@ -437,8 +518,7 @@ class _Reader:
                     f"but found {shown!r}",
                 )
                 return []
-            params_of = tuple(sorted(registry.parameters(entry).items()))
-            made.append(Choice(kind, entry.name, params_of, shown, selection))
+            made.append(_choice(kind, entry, shown, selection))
         return made
 
     def _label(self, params: dict[str, Any], path: tuple[str | int, ...]) -> str | None:
