@@ -240,7 +240,11 @@ def flags_of(cells: Sequence[Cell], scores: Mapping[str, pd.Series[float]]) -> d
         for rival in known:
             gains = {c.id: _gains(values[rival.id], values[c.id], entry.better) for c in own}
             for cell in own:
-                if _must_beat(cell.method, methods[rival.method]) and _surely(gains[cell.id]):
+                if (
+                    _must_beat(cell.method, methods[rival.method])
+                    and getattr(entry, "family", "") != "robustness"
+                    and _surely(gains[cell.id])
+                ):
                     flags[cell.id].append(f"loses_to_{rival.method.name}")
             if own and _is_blind(methods[rival.method]) and all(map(_on_average, gains.values())):
                 for cell in column:
