@@ -193,7 +193,7 @@ def test_all_problems_are_said_at_once_each_with_its_line() -> None:
         ({"methods": [{"name": "gradient", "version": 3}]}, "has no parameter 'version'"),
         ({"methods": [{"name": "gradient", "kind": "methods"}]}, "has no parameter 'kind'"),
         ({"methods": [{"name": "os.system"}]}, "unknown method"),
-        ({"models": [{"name": "checkpoint", "weights": "w"}]}, "needs a value for 'architecture'"),
+        ({"models": [{"name": "checkpoint", "classes": 2}]}, "needs a value for 'weights'"),
         ({"run": {"device": "gpu"}}, "(run.device)"),
         ({"run": {"slice": 0}}, "(run.slice)"),
         ({"run": {"batch_size": "large"}}, "(run.batch_size)"),
