@@ -18,6 +18,7 @@ ORDER = (
     "types",
     "noise",
     "maps",
+    "similarity",
     "features",
     "imputation",
     "document",
@@ -30,6 +31,7 @@ ORDER = (
     "probe",
     "masking",
     "sweeps",
+    "randomisation",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",
@@ -41,6 +43,7 @@ ORDER = (
     "suite",
     "files",
     "store",
+    "selection",
     "plan",
     "runner",
     "engines",

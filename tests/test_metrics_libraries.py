@@ -28,6 +28,7 @@ from xbench.probe import Explanation, Logits, Probe, closure, cost
 from xbench.runner import run_unit
 from xbench.scoring import evaluated
 from xbench.store import Store
+from xbench.tables import collect
 from xbench.testing import SIDE, toy_batch, toy_model, unchanged
 from xbench.types import Batch, Model, Passes
 
@@ -228,18 +229,21 @@ def test_parameters_are_part_of_the_identity() -> None:
         ("Selectivity", {}, "patches of 8 x 8 do not divide images of 6 x 6"),
         ("Selectivity", {"patch_size": 6}, "6 x 6 are a single patch"),
         ("Infidelity", {"perturb_patch_sizes": (2, 4)}, "patches of 4 x 4 do not divide"),
+        ("Continuity", {}, "nr_steps = 28 must neither exceed nor divide 13"),
+        ("Continuity", {"nr_steps": 13}, "nr_steps = 13 must neither exceed nor divide 13"),
     ],
 )
 def test_what_does_not_fit_the_images_is_unsupported(
     name: str, params: dict[str, Any], words: str
 ) -> None:
+    method = registry.make("methods", "gradient")
     metric = registry.make("metrics", f"quantus/{name}", params)
     sketch = replace(toy_model(), size=(LITTLE, LITTLE))
     with pytest.raises(Unsupported, match=words):
         cost(closure(metric.needs), sketch)
     probe = Probe(toy_model(), toy_batch(1, side=LITTLE))
     with pytest.raises(Unsupported, match=words):
-        metric(Explanation(probe, torch.rand(1, LITTLE, LITTLE)))
+        metric(Explanation(probe, torch.rand(1, LITTLE, LITTLE), method))
 
 
 # --- each image alone -----------------------------------------------------------------------------
@@ -479,6 +483,12 @@ def test_a_plan_knows_what_quantus_spends_and_what_cannot_work(tmp_path: Path) -
     assert group.outlay(told).passes == Passes(1 + patches + 3, 1 + 3)
     ((job, outlay),) = plan.jobs(Store(tmp_path))
     report = run_unit(job)
+    skipped = (
+        collect(plan, Store(tmp_path))
+        .table.set_index("metric")
+        .loc[by_name["TopKIntersection"].metric.label]
+    )
+    assert (skipped["status"], skipped["forwards"]) == ("skipped", "unknown")
     assert outlay.unknown == 1
     assert report.passes.forward >= outlay.passes.forward
     assert not report.errors

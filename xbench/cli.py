@@ -226,6 +226,24 @@ def plan(**options: Any) -> None:
 
 @cli.command()
 @_suite_options
+def fetch(**options: Any) -> None:
+    """Download the data sets of SUITE into --data where their hosts allow it.
+
+    What is there is not downloaded again; an archive that was interrupted goes on. A data set that
+    has to be requested says so, and what to put where.
+    """
+    _plugins(options["plugin"])
+    suite = _load(options)
+    data = _data(options["data"])
+    if data is None:
+        raise UsageError("fetch needs the directory to put data in; name it with --data DIR")
+    from .run import fetch_data
+
+    click.echo(fetch_data(suite, data), nl=False)
+
+
+@cli.command()
+@_suite_options
 @click.option(
     "--format", "form", type=click.Choice(["terminal", "md", "csv", "json"]), default="terminal"
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from .autograd import module_at
 from .errors import Unpriced, Unsupported, UsageError
 from .models.loading import describe_layers, weights_hash
 from .probe import Logits, MapOf, Need, closure, cost, method_cost, needs_of, stops_early
+from .selection import Chosen, candidates, judged
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
@@ -40,6 +41,10 @@ class Cell:
     skipped: str = ""
 
 
+Portions = tuple[tuple[tuple[tuple[str, Choice, Choice], ...], tuple[tuple[int, str], ...]], ...]
+"""Cells, as (id, method, metric), with the images that lack just these, as (position, key)."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A unit of work: a slice of a group's images and what is missing there. Plain data, picklable.
@@ -56,8 +61,8 @@ class Job:
         data: data directory.
         store, group: where the part file goes.
         number: of the slice.
-        portions: cells, as (id, method, metric), with the images that lack just these, as (position
-            in the data set, key).
+        portions: cells with their images.
+        purpose: of the unit, where it is not the suite's own cells.
     """
 
     dataset: Choice
@@ -74,7 +79,8 @@ class Job:
     store: Path
     group: tuple[str, str]
     number: int
-    portions: tuple[tuple[tuple[tuple[str, Choice, Choice], ...], tuple[tuple[int, str], ...]], ...]
+    portions: Portions
+    purpose: str = ""
 
     @property
     def images(self) -> int:
@@ -82,7 +88,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.label} x {self.model.label} [{self.number}]"
+        which = f"{self.purpose} {self.number}".strip()
+        return f"{self.dataset.label} x {self.model.label} [{which}]"
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,10 @@ class Group:
         folder: of the store, for data set and model.
         identity: what all cells of the group share.
         notice: what the model says of these images, or empty.
+        candidates: positions of the images that may be selected, in order.
+        look: cell whose rows hold what the network says of candidates; empty where the selection
+            does not ask.
+        chosen: how the selection stands, where it asks the network.
     """
 
     dataset: Choice
@@ -132,6 +143,17 @@ class Group:
     folder: tuple[str, str]
     identity: Mapping[str, Any]
     notice: str = ""
+    candidates: tuple[int, ...] = ()
+    look: str = ""
+    chosen: Chosen | None = None
+
+    @property
+    def count(self) -> int:
+        """Images that are selected, or may be as long as the network has not been asked."""
+        if self.chosen is None or not self.chosen.waiting:
+            return len(self.images)
+        asked = self.dataset.selection.images
+        return len(self.candidates) if asked is None else asked
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -176,9 +198,14 @@ def map_needs(metrics: Iterable[Any], method: Any = None) -> tuple[Need[Any], ..
 def _is_priced(need: Need[Any], sketch: Model) -> bool:
     try:
         need.passes(sketch)
-    except Unpriced:
+    except Unsupported:
         return False
     return True
+
+
+def _default(kind: str, name: str) -> Choice:
+    entry = registry.make(kind, name)
+    return Choice(kind, name, tuple(sorted(registry.parameters(entry).items())), name)
 
 
 _cache: dict[Choice, Any] = {}
@@ -223,31 +250,82 @@ class Plan:
                 portions = _portions(group.active, group.images[start : start + size], done)
                 if not portions:
                     continue
-                job = Job(
-                    dataset=group.dataset,
-                    model=group.model,
-                    layers=tuple(sorted(group.sketch.layers.items())),
-                    classes=group.classes,
-                    weights=group.weights,
-                    target=self.suite.target,
-                    seed=self.suite.seed,
-                    rows=pinned["rows"],
-                    threads=pinned["threads"],
-                    device=self.device,
-                    data=self.data,
-                    store=store.root,
-                    group=group.folder,
-                    number=number,
-                    portions=tuple(
-                        (tuple((c.id, c.method, c.metric) for c in cells), images)
-                        for cells, images in portions
-                    ),
+                asked = tuple(
+                    (tuple((c.id, c.method, c.metric) for c in cells), images)
+                    for cells, images in portions
                 )
+                job = self._job(group, store, pinned, number, self.suite.target, asked)
                 outlay = Outlay()
                 for cells, images in portions:
                     each = group.outlay(cells)
                     outlay = outlay.plus(replace(each, passes=each.passes.times(len(images))))
                 yield job, outlay
+
+    def _job(
+        self,
+        group: Group,
+        store: Store,
+        pinned: Mapping[str, Any],
+        number: int,
+        target: Literal["predicted", "label"],
+        portions: Portions,
+    ) -> Job:
+        return Job(
+            dataset=group.dataset,
+            model=group.model,
+            layers=tuple(sorted(group.sketch.layers.items())),
+            classes=group.classes,
+            weights=group.weights,
+            target=target,
+            seed=self.suite.seed,
+            rows=pinned["rows"],
+            threads=pinned["threads"],
+            device=self.device,
+            data=self.data,
+            store=store.root,
+            group=group.folder,
+            number=number,
+            portions=portions,
+        )
+
+    def selected(self, store: Store, tried: Container[str] = ()) -> Plan:
+        """With the images that are selected, as far as the store tells what the network says.
+
+        Args:
+            store: holds what was asked before.
+            tried: keys of images that are not to be asked for again if they ended in an error.
+        """
+        groups = []
+        for group in self.groups:
+            if group.look:
+                rows = store.group(*group.folder).rows()
+                chosen = judged(
+                    group.source,
+                    group.dataset.selection,
+                    group.candidates,
+                    rows[rows["cell"] == group.look],
+                    at_once=self.suite.run.slice,
+                    tried=tried,
+                )
+                group = replace(group, images=chosen.images, chosen=chosen)
+            groups.append(group)
+        return replace(self, groups=tuple(groups))
+
+    def looks(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
+        """What :meth:`selected` waits for, at one forward per image.
+
+        A row of the store has the label's probability and the prediction beside any score, so the
+        cell is that of a method and a metric which need no pass.
+        """
+        size = self.suite.run.slice
+        for group in self.groups:
+            waiting = group.chosen.waiting if group.chosen is not None else ()
+            for number, start in enumerate(range(0, len(waiting), size)):
+                images = waiting[start : start + size]
+                cell = (group.look, _default("methods", "centre"), _default("metrics", "entropy"))
+                pinned = self._pinned(store.group(*group.folder))
+                job = self._job(group, store, pinned, number, "label", (((cell,), images),))
+                yield replace(job, purpose="selection"), Outlay(Passes(forward=len(images)))
 
     def shape(self) -> dict[str, Any]:
         """The conditions that a new group is created with."""
@@ -306,9 +384,10 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
     sources = [(choice, choice.make().open(data)) for choice in suite.datasets]
     networks = [(choice, choice.make().describe(data)) for choice in suite.models]
     hashes = {choice: weights_hash(network) for choice, network in networks}
+    orders = [candidates(source, c.selection, c.label, data) for c, source in sources]
     groups = tuple(
-        _group(suite, dataset, source, model, network, hashes[model])
-        for dataset, source in sources
+        _group(suite, dataset, source, order, model, network, hashes[model])
+        for (dataset, source), order in zip(sources, orders, strict=True)
         for model, network in networks
     )
     if not any(group.cells for group in groups):
@@ -316,26 +395,11 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
     return Plan(suite, groups, device, data)
 
 
-def select(source: Source, count: int | None, name: str) -> tuple[tuple[int, str], ...]:
-    """The first ``count`` images in the order of a hash of their ids: nested for growing counts,
-    and mixed over classes where files are sorted by class.
-
-    Raises:
-        UsageError: if there are fewer.
-    """
-    ids = source.ids
-    if count is not None and count > len(ids):
-        raise UsageError(f"data set {name!r} has {len(ids)} images, but {count} were asked for")
-    order = sorted(
-        range(len(ids)), key=lambda at: hashlib.blake2b(ids[at].encode(), digest_size=8).digest()
-    )
-    return tuple((at, source.key(at)) for at in order[:count])
-
-
 def _group(
     suite: Suite,
     dataset: Choice,
     source: Source,
+    order: tuple[int, ...],
     model: Choice,
     network: Network,
     weights: str,
@@ -357,7 +421,9 @@ def _group(
             + (f"; {notice}" if notice else "")
         ) from error
     sketch = Model(model.label, net, network.mean, network.std, layers, source.size)
-    images = select(source, dataset.images, dataset.label)
+    needs_model = dataset.selection.needs_model
+    taken = () if needs_model else order[: dataset.selection.images]
+    images = tuple((at, source.key(at)) for at in taken)
     facts = {
         "dataset": {**dataset.identity(), "revision": source.revision},
         "model": {
@@ -381,9 +447,16 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
+    clean = {key: facts[key] for key in ("dataset", "model", "precision")}
+    look = _id({"selection": 1, **clean}) if needs_model else ""
     return Group(
-        dataset, model, source, sketch, classes, weights, images, cells, folder, facts, notice
-    )
+        dataset, model, source, sketch, classes, weights, images, cells, folder, facts, notice,
+        order, look,
+    )  # fmt: skip
+
+
+def _id(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:
@@ -402,13 +475,12 @@ def _cell(
     asked = {layer for need in closure([MapOf(_made(method))]) for layer in need.layers}
     layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
     chosen = {**method.identity(), "layers": layers}
-    text = canonical({**facts, "method": chosen, "metric": metric.identity()})
     reason = _unsupported(_made(method), _made(metric), sketch)
     wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
     if wants_masks and not source.has_masks:
         reason = f"data set {dataset.label!r} has no object masks"
     return Cell(
-        hashlib.sha256(text.encode()).hexdigest()[:16],
+        _id({**facts, "method": chosen, "metric": metric.identity()}),
         dataset,
         model,
         method,

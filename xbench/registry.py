@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -124,6 +125,37 @@ def provide(kind: str, name: str, load: Callable[[], type], *, origin: str, summ
 def provide_family(family: Family) -> None:
     """Register all names under a prefix; a name that is registered itself comes before them."""
     _families[family.kind].append(family)
+
+
+def provide_under(kind: str, prefix: str, base: type, key: str) -> None:
+    """Register a class under every name with a prefix: what follows it is the parameter ``key``.
+
+    Args:
+        kind: of the entries.
+        prefix: such as ``huggingface/``.
+        base: a frozen dataclass that is not registered itself.
+        key: its first field.
+    """
+
+    @functools.cache
+    def load(rest: str) -> type:
+        name = prefix + rest
+
+        def reduce(entry: Any) -> tuple[Any, ...]:
+            # the class is made on first use, so pickle cannot find it by its name
+            return make, (kind, name, parameters(entry))
+
+        namespace = {
+            "__annotations__": {key: base.__annotations__[key]},
+            key: rest,
+            "__doc__": base.__doc__,
+            "__module__": base.__module__,
+            "__reduce__": reduce,
+        }
+        return declared(name, type(base.__name__, (base,), namespace))
+
+    summary = (base.__doc__ or "").split("\n")[0]
+    provide_family(Family(kind, prefix, base.__module__, load, tuple, summary))
 
 
 def families(kind: str) -> tuple[Family, ...]:

@@ -264,7 +264,8 @@ def check_metric(
     One value per image, the same for a batch and one by one, inside the declared range; the
     object's mask beats random maps in the declared direction, unless that is "neither", where the
     network's evidence is known (a metric that runs the method again does so with ``gradient``,
-    which sees the object there);
+    which sees the object there); one that declares a ``gate`` lets ``gradient`` pass there, and no
+    map that ignores the network;
     constant and zero maps give a value or NaN, a map with NaN gives ``failed: nonfinite`` for its
     own image alone; declared passes are counted passes; the same twice; nothing is left behind;
     memory is flat over calls.
@@ -327,9 +328,13 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch, finds_obje
             f"{name}: a batch of 8 differs from 8 batches of 1 by {worst:.1e}"
         )
         gain = float((oracle - drawn).mean()) * (1 if metric.better == "higher" else -1)
-        assert gain > 0 or metric.better == "neither" or not finds_object, (
+        gate = getattr(metric, "gate", None)
+        told = metric.better != "neither" and finds_object and gate is None
+        assert gain > 0 or not told, (
             f"{name}: the object's mask does not beat random maps ({metric.better} is better)"
         )
+        if gate is not None:
+            _check_gate(name, metric, Probe(model, batch, meter=meter), gate)
         low, high = getattr(metric, "range", (float("-inf"), float("inf")))
         for found in (drawn, oracle):
             assert ((found >= low) & (found <= high)).all(), (
@@ -346,6 +351,15 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch, finds_obje
         whole = Explanation(Probe(model, batch, meter=meter), random, method)
         expected = evaluated(metric, whole)
         assert outcomes[1:] == expected[1:], f"{name}: NaN in one map changes another image's score"
+
+
+def _check_gate(name: str, metric: Any, probe: Probe, gate: float) -> None:
+    for method, passes in (("gradient", True), ("random", False)):
+        mean = float(metric(probe.explain(registry.make("methods", method))).mean())
+        is_better = mean > gate if metric.better == "higher" else mean < gate
+        assert is_better == passes, (
+            f"{name}: {method}, at {mean:.3g}, is {'not ' if passes else ''}let through the gate"
+        )
 
 
 def check_model(

@@ -145,7 +145,11 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """An opened data set. Opening reads an index, never all pictures."""
+    """An opened data set. Opening reads an index, never all pictures.
+
+    Where it knows its labels without loading, an attribute ``labels`` gives them by position, and
+    a selection takes the classes by their shares.
+    """
 
     @property
     def ids(self) -> Sequence[str]:

@@ -1,6 +1,17 @@
 """Metrics: each is one class whose body is its formula."""
 
-from . import complexity, composites, curves, faithfulness, libraries, localisation, rcap, road
+from . import (
+    complexity,
+    composites,
+    curves,
+    faithfulness,
+    libraries,
+    localisation,
+    rcap,
+    road,
+    robustness,
+    sanity,
+)
 
 __all__ = [
     "complexity",
@@ -11,4 +22,6 @@ __all__ = [
     "localisation",
     "rcap",
     "road",
+    "robustness",
+    "sanity",
 ]

@@ -791,6 +791,12 @@ class _Quantus:
                 raise Unsupported(f"patches of {side} x {side} do not divide {words}")
             if self.facts.curve and (side, side) == size:
                 raise Unsupported(f"{words} are a single patch, which gives no curve")
+        steps, span = getattr(self, "nr_steps", None), 2 * size[1] + 1
+        if steps is not None and (steps > span or span % steps == 0):
+            raise Unsupported(
+                f"nr_steps = {steps} must neither exceed nor divide {span}, twice the width of "
+                f"{words} and 1: Quantus would move them beyond their side, or not at all"
+            )
         if getattr(self, "similarity_func", "") == "ssim" and pixels < 7:
             raise Unsupported(f"{words} have fewer than the 7 pixels of a window of ssim")
 
