@@ -15,9 +15,11 @@ ROOT = Path(xbench.__file__).parent
 ORDER = (
     # what everything may use
     "errors",
+    "files",
     "types",
     "noise",
     "maps",
+    "mapfiles",
     "features",
     "imputation",
     "document",
@@ -39,14 +41,15 @@ ORDER = (
     "scoring",
     # a suite, its plan, its units of work
     "suite",
-    "files",
     "store",
+    "keep",
     "plan",
     "runner",
     "engines",
     "progress",
     # what users meet
     "tables",
+    "gallery",
     "leaderboard",
     "run",
     "info",

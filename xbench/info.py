@@ -52,7 +52,7 @@ def _rows(kind: str) -> list[tuple[str, str]]:
             rows.append((name, summary(entry.load())))
         except UsageError as error:
             rows.append((name, f"broken: {' '.join(str(error).split())}"))
-    return rows
+    return sorted(rows + [(family.shown, family.summary) for family in registry.families(kind)])
 
 
 def _broken_plugins() -> list[tuple[str, str]]:
@@ -71,9 +71,7 @@ def description(name: str) -> str:
     Raises:
         UsageError: if no entry of any kind has that name.
     """
-    found = [
-        (kind, entry) for kind in registry.KINDS if (entry := registry.entries(kind).get(name))
-    ]
+    found = [(kind, entry) for kind in registry.KINDS if (entry := registry.look_up(kind, name))]
     if not found:
         for kind in registry.KINDS:
             if reason := registry.refusal(kind, name):

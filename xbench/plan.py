@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +15,20 @@ import torch
 from . import noise, registry
 from .autograd import module_at
 from .errors import Unpriced, Unsupported, UsageError
+from .keep import Kept
+from .mapfiles import images_done
 from .models.loading import describe_layers, weights_hash
-from .probe import Logits, MapOf, Need, closure, cost, method_cost, needs_of, stops_early
+from .probe import (
+    Logits,
+    MapOf,
+    Need,
+    closure,
+    cost,
+    method_cost,
+    needs_of,
+    runnable,
+    stops_early,
+)
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
@@ -41,6 +54,27 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Artefact:
+    """What is kept beside the scores: stands where a cell stands.
+
+    Args:
+        id: of a cell for its curves; else of everything that makes the map or the picture.
+        method: None for pictures.
+        metric: what is read, in a metric's place.
+        beside: ids of the cells that compute all it needs anyway.
+    """
+
+    id: str
+    method: Choice | None
+    metric: Kept
+    beside: frozenset[str]
+
+
+Entry = tuple[str, Choice | None, Choice | Kept]
+"""Id, method and metric of a cell, or of what is kept beside."""
+
+
+@dataclass(frozen=True)
 class Job:
     """A unit of work: a slice of a group's images and what is missing there. Plain data, picklable.
 
@@ -56,8 +90,8 @@ class Job:
         data: data directory.
         store, group: where the part file goes.
         number: of the slice.
-        portions: cells, as (id, method, metric), with the images that lack just these, as (position
-            in the data set, key).
+        portions: entries with the images that lack just these cells, as (position in the data set,
+            key); what is kept says by itself which of the images lack it.
     """
 
     dataset: Choice
@@ -74,7 +108,15 @@ class Job:
     store: Path
     group: tuple[str, str]
     number: int
-    portions: tuple[tuple[tuple[tuple[str, Choice, Choice], ...], tuple[tuple[int, str], ...]], ...]
+    portions: tuple[tuple[tuple[Entry, ...], tuple[tuple[int, str], ...]], ...]
+
+    @property
+    def scores(self) -> int:
+        """That are to be computed."""
+        return sum(
+            len(images) * sum(isinstance(metric, Choice) for _, _, metric in entries)
+            for entries, images in self.portions
+        )
 
     @property
     def images(self) -> int:
@@ -117,6 +159,7 @@ class Group:
         classes: that the network tells apart.
         weights: hash of the model's weights.
         folder: of the store, for data set and model.
+        artefacts: all that can be kept beside the cells.
     """
 
     dataset: Choice
@@ -128,25 +171,26 @@ class Group:
     images: tuple[tuple[int, str], ...]
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
+    artefacts: tuple[Artefact, ...] = ()
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
         return tuple(cell for cell in self.cells if not cell.skipped)
 
-    def outlay(self, cells: Iterable[Cell]) -> Outlay:
+    def outlay(self, cells: Iterable[Cell | Artefact]) -> Outlay:
         """Passes per image of computing these cells together."""
         cells = tuple(cells)
         if not cells:
             return Outlay()
-        by_method: dict[Choice, list[Any]] = {}
+        by_method: dict[Choice | None, list[Any]] = {}
         for cell in cells:
             by_method.setdefault(cell.method, []).append(_made(cell.metric))
-        methods = {choice: _made(choice) for choice in by_method}
+        methods = {choice: _made(choice) for choice in by_method if choice is not None}
         told = {c: m for c, m in methods.items() if method_cost(m, self.sketch) is not None}
         asked = batch_needs(told.values(), by_method.values())
         total = Outlay(cost(asked, self.sketch), len(methods) - len(told), stops_early(asked))
         for choice, metrics in by_method.items():
-            asked = map_needs(metrics, told.get(choice))
+            asked = map_needs(metrics, runnable(told.get(choice)) if choice else None)
             total = total.plus(Outlay(cost(asked, self.sketch)))
         return total
 
@@ -167,10 +211,10 @@ def map_needs(metrics: Iterable[Any], method: Any = None) -> tuple[Need[Any], ..
     return tuple(need for need in asked if need.scope == "map")
 
 
-_cache: dict[Choice, Any] = {}
+_cache: dict[Choice | Kept, Any] = {}
 
 
-def _made(choice: Choice) -> Any:
+def _made(choice: Choice | Kept) -> Any:
     if choice not in _cache:
         _cache[choice] = choice.make()
     return _cache[choice]
@@ -200,10 +244,12 @@ class Plan:
         for group in self.groups:
             stored = store.group(*group.folder)
             done = stored.done()
+            lacking = self._lacking(group, stored)
             pinned = self._pinned(stored)
             size = self.suite.run.slice
             for number, start in enumerate(range(0, len(group.images), size)):
-                portions = _portions(group.active, group.images[start : start + size], done)
+                images = group.images[start : start + size]
+                portions = _portions(group.active, images, done, lacking)
                 if not portions:
                     continue
                 job = Job(
@@ -232,6 +278,19 @@ class Plan:
                     outlay = outlay.plus(replace(each, passes=each.passes.times(len(images))))
                 yield job, outlay
 
+    def _lacking(self, group: Group, stored: StoredGroup) -> dict[Artefact, frozenset[str]]:
+        """What is to be kept and is not yet, and of which images."""
+        options, found = self.suite.run, {}
+        done = stored.kept.done()
+        for artefact in group.artefacts:
+            kind, folder = artefact.metric.kind, artefact.metric.folder
+            # pictures are kept wherever maps are
+            everywhere = folder or ("maps" if kind == "pictures" else kind) in options.keep
+            count = len(group.images) if everywhere else options.examples
+            have = images_done(folder, artefact.id) if folder else done.get(artefact.id, set())
+            found[artefact] = frozenset(key for _, key in group.images[:count]) - have
+        return {artefact: keys for artefact, keys in found.items() if keys}
+
     def shape(self) -> dict[str, Any]:
         """The conditions that a new group is created with."""
         asked = self.suite.run.batch_size
@@ -258,16 +317,36 @@ class Plan:
         return notices
 
 
+Portion = tuple[tuple[Cell | Artefact, ...], tuple[tuple[int, str], ...]]
+
+
 def _portions(
-    cells: Sequence[Cell], images: Sequence[tuple[int, str]], done: Mapping[str, set[str]]
-) -> list[tuple[tuple[Cell, ...], tuple[tuple[int, str], ...]]]:
-    """Images by the set of cells that they lack."""
-    found: dict[tuple[Cell, ...], list[tuple[int, str]]] = {}
+    cells: Sequence[Cell],
+    images: Sequence[tuple[int, str]],
+    done: Mapping[str, set[str]],
+    lacking: Mapping[Artefact, frozenset[str]],
+) -> list[Portion]:
+    """Images by the set of cells that they lack, and by what is to be kept at a cost of its own.
+
+    What costs nothing beside these cells parts no images, since smaller batches cost more.
+    """
+    found: dict[tuple[tuple[Cell, ...], tuple[Artefact, ...]], list[tuple[int, str]]] = {}
     for image in images:
         missing = tuple(cell for cell in cells if image[1] not in done.get(cell.id, ()))
-        if missing:
-            found.setdefault(missing, []).append(image)
-    return [(cells, tuple(images)) for cells, images in found.items()]
+        ids = {cell.id for cell in missing}
+        alone = tuple(a for a, k in lacking.items() if image[1] in k and a.beside.isdisjoint(ids))
+        if missing or alone:
+            found.setdefault((missing, alone), []).append(image)
+    portions: list[Portion] = []
+    for (missing, alone), chosen in found.items():
+        keys, ids = frozenset(key for _, key in chosen), {cell.id for cell in missing}
+        kept = [
+            replace(artefact, metric=replace(artefact.metric, images=wanted & keys))
+            for artefact, wanted in lacking.items()
+            if wanted & keys and (artefact in alone or not artefact.beside.isdisjoint(ids))
+        ]
+        portions.append(((*missing, *kept), tuple(chosen)))
+    return portions
 
 
 def make_plan(suite: Suite, data: Path | None) -> Plan:
@@ -296,7 +375,19 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
     )
     if not any(group.cells for group in groups):
         raise UsageError(f"suite {suite.name!r}: no cell is left after 'exclude'")
+    _refuse_shared_folders(groups)
     return Plan(suite, groups, device, data)
+
+
+def _refuse_shared_folders(groups: Iterable[Group]) -> None:
+    taken: dict[Path, str] = {}
+    for artefact in (artefact for group in groups for artefact in group.artefacts):
+        folder = artefact.metric.folder
+        if folder is not None and taken.setdefault(folder, artefact.id) != artefact.id:
+            raise UsageError(
+                f"--save-maps: two of the suite's entries would share the folder {folder}; "
+                "give one of them another label"
+            )
 
 
 def select(source: Source, count: int | None, name: str) -> tuple[tuple[int, str], ...]:
@@ -355,7 +446,45 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
-    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder)
+    artefacts = _artefacts(facts, sketch, cells, suite.run.save_maps) if cells else ()
+    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder, artefacts)
+
+
+def _artefacts(
+    facts: Mapping[str, Any], sketch: Model, cells: Sequence[Cell], save_maps: str | None
+) -> tuple[Artefact, ...]:
+    """Pictures, maps and curves of these cells, as far as they can be computed."""
+    by_method: dict[Choice, list[Cell]] = {}
+    for cell in cells:
+        if not cell.skipped:
+            by_method.setdefault(cell.method, []).append(cell)
+    every = frozenset(cell.id for own in by_method.values() for cell in own)
+    found = [Artefact(_id({"pictures": facts["dataset"]}), None, Kept("pictures"), every)]
+    for method, own in by_method.items():
+        ids = frozenset(cell.id for cell in own)
+        name = _id({**facts, "method": _chosen(sketch, method, own[0].model)})
+        found.append(Artefact(name, method, Kept("maps"), ids))
+        if save_maps is not None:
+            labels = (own[0].dataset.label, own[0].model.label, method.label)
+            folder = Path(save_maps, *map(_slug, labels))
+            found.append(Artefact(name, method, Kept("maps", folder=folder), ids))
+        found += [
+            Artefact(cell.id, method, Kept("curves", cell.metric), frozenset({cell.id}))
+            for cell in own
+            if hasattr(_made(cell.metric), "curves")
+        ]
+    return tuple(found)
+
+
+def _slug(label: str) -> str:
+    """A label as a segment of a name, so that ``maps/<DIR>`` can follow it."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("._-")
+    is_short = 0 < len(plain) <= 80
+    return plain if is_short else f"{plain[:80]}-{_short(label)}".strip("-")
+
+
+def _id(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:
@@ -371,22 +500,28 @@ def _cell(
     method: Choice,
     metric: Choice,
 ) -> Cell:
-    asked = {layer for need in closure([MapOf(_made(method))]) for layer in need.layers}
-    layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
-    chosen = {**method.identity(), "layers": layers}
-    text = canonical({**facts, "method": chosen, "metric": metric.identity()})
+    chosen = _chosen(sketch, method, model)
     reason = _unsupported(_made(method), sketch)
     wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
     if wants_masks and not source.has_masks:
         reason = f"data set {dataset.label!r} has no object masks"
+    if getattr(_made(metric), "needs_method", False) and runnable(_made(method)) is None:
+        reason = f"{metric.name} runs the method again, but its maps were made before"
     return Cell(
-        hashlib.sha256(text.encode()).hexdigest()[:16],
+        _id({**facts, "method": chosen, "metric": metric.identity()}),
         dataset,
         model,
         method,
         metric,
         reason,
     )
+
+
+def _chosen(sketch: Model, method: Choice, model: Choice) -> dict[str, Any]:
+    """A method's identity, layers resolved."""
+    asked = {layer for need in closure([MapOf(_made(method))]) for layer in need.layers}
+    layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
+    return {**method.identity(), "layers": layers}
 
 
 def _unsupported(method: Any, sketch: Model) -> str:

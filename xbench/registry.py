@@ -65,9 +65,28 @@ class Entry:
     summary: str = ""
 
 
+@dataclass(frozen=True)
+class Family:
+    """All names that begin alike, such as ``maps/...``.
+
+    Args:
+        name: the prefix.
+        shown: how a list shows the names.
+        load: gives the class of a name.
+        origin, summary: as of an entry.
+    """
+
+    name: str
+    shown: str
+    load: Callable[[str], type]
+    origin: str
+    summary: str
+
+
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
 _broken: dict[str, str] = {}
 _refused: dict[tuple[str, str], str] = {}
+_families: dict[tuple[str, str], Family] = {}
 _scanned: set[str] = set()
 
 
@@ -98,6 +117,18 @@ def dataset(name: str) -> Callable[[T], T]:
 def provide(kind: str, name: str, load: Callable[[], type], *, origin: str, summary: str) -> None:
     """Register a name whose class is made, with :func:`declared`, when somebody asks for it."""
     _add(Entry(kind, name, origin, load, origin.partition(".")[0], summary=summary))
+
+
+def family(kind: str, name: str, load: Callable[[str], type], *, shown: str, origin: str) -> None:
+    """Register every name under a prefix: ``load`` makes its class, with :func:`declared`."""
+    summary = (load.__doc__ or "").split("\n")[0]
+    _families[kind, name] = Family(name, shown, load, origin, summary)
+
+
+def families(kind: str) -> list[Family]:
+    """The prefixes of a kind under which any name stands for something."""
+    entries(kind)
+    return [family for (of, _), family in sorted(_families.items()) if of == kind]
 
 
 def refuse(kind: str, name: str, reason: str) -> None:
@@ -267,14 +298,24 @@ def find(kind: str, name: str) -> type:
     Raises:
         UsageError: if nothing has that name, or its plug-in cannot be imported.
     """
-    known = entries(kind)
-    if name not in known:
+    entry = look_up(kind, name)
+    if entry is None:
         raise UsageError(
             refusal(kind, name)
-            or f"unknown {kind[:-1]} {name!r}{suggestion(name, known)} "
+            or f"unknown {kind[:-1]} {name!r}{suggestion(name, entries(kind))} "
             f"('xbench list {kind}' shows all)"
         )
-    return known[name].load()
+    return entry.load()
+
+
+def look_up(kind: str, name: str) -> Entry | None:
+    """The entry of a name, also of one in a family."""
+    known = entries(kind).get(name)
+    group = _families.get((kind, name.partition("/")[0]))
+    if known is not None or group is None or "/" not in name or not NAME.fullmatch(name):
+        return known
+    load = partial(group.load, name)
+    return Entry(kind, name, group.origin, load, "xbench", summary=group.summary)
 
 
 def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> Any:
@@ -455,12 +496,14 @@ def changed_parameters(entry: Any) -> dict[str, Any]:
 def label(entry: Any) -> str:
     """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``.
 
-    An entry among them is named without its key: ``reversed(grad_cam)``.
+    An entry among them is named without its key: ``reversed(grad_cam)``. Parameters that the class
+    lists in ``unnamed`` are left out.
     """
     name: str = entry.name
     nested = {key: v for key, v in parameters(entry).items() if isinstance(v, Nested)}
     parts = [label(value.make()) for value in nested.values()]
-    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in nested]
+    silent = (*nested, *getattr(entry, "unnamed", ()))
+    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in silent]
     return f"{name}({', '.join(parts)})" if parts else name
 
 
