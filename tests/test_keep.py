@@ -12,8 +12,10 @@ import torch
 from conftest import Outcome, suite_of
 from torch import Tensor
 
+import xbench.runner
 from xbench import gallery, registry
 from xbench.autograd import prepared
+from xbench.errors import StoreError
 from xbench.masking import Curve, reading_of, shown
 from xbench.plan import Plan, make_plan
 from xbench.probe import Explanation, Logits, Probe, closure, cost
@@ -357,3 +359,25 @@ def test_no_curve_is_computed_for_a_metric_that_has_none() -> None:
     assert ("curves", "curves of mae") not in kinds
     assert not hasattr(registry.find("metrics", "mae"), "curves")
     assert isinstance(registry.make("metrics", "deletion").needs[0], Curve)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_what_ends_between_scores_and_what_is_kept_costs_neither(
+    tmp_path: Path,
+    whole: dict[tuple[str, ...], np.ndarray[Any, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "full"
+    full = StoreError("the disk is full")
+
+    def refuse(*_: object) -> None:
+        raise full
+
+    with monkeypatch.context() as patched:
+        patched.setattr(xbench.runner, "kept_table", refuse)
+        with pytest.raises(StoreError, match="the disk is full"):
+            run_unit(unit(out))
+    assert stored(out, **SMALL) == {}
+    report = run_unit(unit(out))
+    assert (report.part, report.rows) == ("", {})  # the scores are there
+    assert same(stored(out, **SMALL), whole)
