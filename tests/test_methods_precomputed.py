@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,9 @@ FOLDERS = ("gradient", "grad_cam-sign-signed", "centre")
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin: Path) -> Iterator[None]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin: Path) -> None:
     """Paths of maps are relative to the working directory."""
     monkeypatch.chdir(tmp_path)
-    yield
-    registry._families["methods", "maps"].load.cache_clear()  # type: ignore[attr-defined]
 
 
 def explained(name: str = "maps/here", **params: Any) -> Any:

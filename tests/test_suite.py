@@ -124,7 +124,7 @@ def test_a_label_is_one_short_printable_line(label: str) -> None:
 
 def test_images_of_the_run_are_those_of_every_data_set() -> None:
     suite = suite_of(datasets=[{"name": "plug/noise", "images": 3}], run={"images": 5})
-    assert [choice.images for choice in suite.datasets] == [5]
+    assert [choice.selection.images for choice in suite.datasets] == [5]
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -179,9 +179,9 @@ def test_all_problems_are_said_at_once_each_with_its_line() -> None:
         ({"methods": [{"samples": 3}]}, "write a name, or a mapping with a key 'name'"),
         ({"methods": [None]}, "write a name"),
         ({"methods": [{"name": "gradient", "label": 3}]}, "label must be str"),
-        ({"datasets": [{"name": "shapes", "images": 0}]}, "images must be"),
-        ({"datasets": [{"name": "shapes", "images": True}]}, "images must be"),
-        ({"datasets": [{"name": "shapes", "images": "8"}]}, "images must be"),
+        ({"datasets": [{"name": "shapes", "images": 0}]}, "images: input should be"),
+        ({"datasets": [{"name": "shapes", "images": True}]}, "images: input should be"),
+        ({"datasets": [{"name": "shapes", "images": "8"}]}, "images: input should be"),
         ({"methods": [{"name": "smooth_grad", "samples": 2.0}]}, "samples"),
         ({"methods": [{"name": "smooth_grad", "samples": "2"}]}, "samples"),
         ({"methods": [{"name": "smooth_grad", "samples": True}]}, "samples"),
@@ -298,7 +298,7 @@ def test_settings_override_the_file_by_dotted_key() -> None:
     document = Document(small(), "s", {})
     settings = [("run.slice", 3), ("seed", 5), ("datasets.0.images", 7), ("methods.0.label", "G")]
     suite = load_suite(document, [(key, value, "--set") for key, value in settings])
-    assert (suite.run.slice, suite.seed, suite.datasets[0].images) == (3, 5, 7)
+    assert (suite.run.slice, suite.seed, suite.datasets[0].selection.images) == (3, 5, 7)
     assert labels(suite)[0] == "G"
     assert document.value == small()
 

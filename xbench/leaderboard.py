@@ -131,6 +131,9 @@ def _title(results: Results, group: Group) -> str:
     rows = rows[(rows["dataset"] == group.dataset.label) & (rows["model"] == group.model.label)]
     known = rows[(rows["label"] >= 0) & (rows["predicted"] >= 0)].drop_duplicates("image")
     title = f"{group.dataset.label} x {group.model.label}, {len(group.images)} images"
+    if group.chosen is not None and group.images:
+        mean = group.chosen.confidence
+        title += f" ({group.dataset.selection.rule()}, mean confidence {mean:.4f})"
     if len(known):
         title += f", accuracy {100 * (known['label'] == known['predicted']).mean():.1f} %"
     return f"{title}, target {results.plan.suite.target}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from .probe import (
     runnable,
     stops_early,
 )
+from .selection import Chosen, candidates, judged
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
@@ -73,6 +74,9 @@ class Artefact:
 Entry = tuple[str, Choice | None, Choice | Kept]
 """Id, method and metric of a cell, or of what is kept beside."""
 
+Portions = tuple[tuple[tuple[Entry, ...], tuple[tuple[int, str], ...]], ...]
+"""Entries with the images that lack just these cells, as (position in the data set, key)."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -90,8 +94,9 @@ class Job:
         data: data directory.
         store, group: where the part file goes.
         number: of the slice.
-        portions: entries with the images that lack just these cells, as (position in the data set,
-            key); what is kept says by itself which of the images lack it.
+        portions: entries with the images that lack just these cells; what is kept says by itself
+            which of the images lack it.
+        purpose: of the unit, where it is not the suite's own cells.
     """
 
     dataset: Choice
@@ -108,7 +113,8 @@ class Job:
     store: Path
     group: tuple[str, str]
     number: int
-    portions: tuple[tuple[tuple[Entry, ...], tuple[tuple[int, str], ...]], ...]
+    portions: Portions
+    purpose: str = ""
 
     @property
     def scores(self) -> int:
@@ -124,7 +130,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.label} x {self.model.label} [{self.number}]"
+        which = f"{self.purpose} {self.number}".strip()
+        return f"{self.dataset.label} x {self.model.label} [{which}]"
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Outlay:
 
     Args:
         passes: what is declared.
-        unknown: methods that do not declare theirs.
+        unknown: methods that do not declare theirs, and needs of maps that cannot tell.
         is_bound: whether some method may stop before it has spent its passes.
     """
 
@@ -159,6 +166,12 @@ class Group:
         classes: that the network tells apart.
         weights: hash of the model's weights.
         folder: of the store, for data set and model.
+        identity: what all cells of the group share.
+        notice: what the model says of these images, or empty.
+        candidates: positions of the images that may be selected, in order.
+        look: cell whose rows hold what the network says of candidates; empty where the selection
+            does not ask.
+        chosen: how the selection stands, where it asks the network.
         artefacts: all that can be kept beside the cells.
     """
 
@@ -171,7 +184,20 @@ class Group:
     images: tuple[tuple[int, str], ...]
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
+    identity: Mapping[str, Any]
+    notice: str = ""
+    candidates: tuple[int, ...] = ()
+    look: str = ""
+    chosen: Chosen | None = None
     artefacts: tuple[Artefact, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Images that are selected, or may be as long as the network has not been asked."""
+        if self.chosen is None or not self.chosen.waiting:
+            return len(self.images)
+        asked = self.dataset.selection.images
+        return len(self.candidates) if asked is None else asked
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -191,7 +217,9 @@ class Group:
         total = Outlay(cost(asked, self.sketch), len(methods) - len(told), stops_early(asked))
         for choice, metrics in by_method.items():
             asked = map_needs(metrics, runnable(told.get(choice)) if choice else None)
-            total = total.plus(Outlay(cost(asked, self.sketch)))
+            priced = tuple(need for need in asked if _is_priced(need, self.sketch))
+            unknown = len(asked) - len(priced)
+            total = total.plus(Outlay(cost(priced, self.sketch), unknown))
         return total
 
 
@@ -209,6 +237,19 @@ def map_needs(metrics: Iterable[Any], method: Any = None) -> tuple[Need[Any], ..
     """
     asked = closure((need for metric in metrics for need in needs_of(metric)), method)
     return tuple(need for need in asked if need.scope == "map")
+
+
+def _is_priced(need: Need[Any], sketch: Model) -> bool:
+    try:
+        need.passes(sketch)
+    except Unsupported:
+        return False
+    return True
+
+
+def _default(kind: str, name: str) -> Choice:
+    entry = registry.make(kind, name)
+    return Choice(kind, name, tuple(sorted(registry.parameters(entry).items())), name)
 
 
 _cache: dict[Choice | Kept, Any] = {}
@@ -235,8 +276,11 @@ class Plan:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What data sets say of themselves, such as a checksum that is not the official one."""
-        found = (getattr(group.source, "notice", None) for group in self.groups)
+        """What data sets say of themselves, such as a checksum that is not the official one, and
+        models of their images.
+        """
+        found = [getattr(group.source, "notice", None) for group in self.groups]
+        found += [group.notice for group in self.groups]
         return tuple(dict.fromkeys(notice for notice in found if notice))
 
     def jobs(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
@@ -252,26 +296,11 @@ class Plan:
                 portions = _portions(group.active, images, done, lacking)
                 if not portions:
                     continue
-                job = Job(
-                    dataset=group.dataset,
-                    model=group.model,
-                    layers=tuple(sorted(group.sketch.layers.items())),
-                    classes=group.classes,
-                    weights=group.weights,
-                    target=self.suite.target,
-                    seed=self.suite.seed,
-                    rows=pinned["rows"],
-                    threads=pinned["threads"],
-                    device=self.device,
-                    data=self.data,
-                    store=store.root,
-                    group=group.folder,
-                    number=number,
-                    portions=tuple(
-                        (tuple((c.id, c.method, c.metric) for c in cells), images)
-                        for cells, images in portions
-                    ),
+                asked = tuple(
+                    (tuple((c.id, c.method, c.metric) for c in cells), images)
+                    for cells, images in portions
                 )
+                job = self._job(group, store, pinned, number, self.suite.target, asked)
                 outlay = Outlay()
                 for cells, images in portions:
                     each = group.outlay(cells)
@@ -290,6 +319,72 @@ class Plan:
             have = images_done(folder, artefact.id) if folder else done.get(artefact.id, set())
             found[artefact] = frozenset(key for _, key in group.images[:count]) - have
         return {artefact: keys for artefact, keys in found.items() if keys}
+
+    def _job(
+        self,
+        group: Group,
+        store: Store,
+        pinned: Mapping[str, Any],
+        number: int,
+        target: Literal["predicted", "label"],
+        portions: Portions,
+    ) -> Job:
+        return Job(
+            dataset=group.dataset,
+            model=group.model,
+            layers=tuple(sorted(group.sketch.layers.items())),
+            classes=group.classes,
+            weights=group.weights,
+            target=target,
+            seed=self.suite.seed,
+            rows=pinned["rows"],
+            threads=pinned["threads"],
+            device=self.device,
+            data=self.data,
+            store=store.root,
+            group=group.folder,
+            number=number,
+            portions=portions,
+        )
+
+    def selected(self, store: Store, tried: Container[str] = ()) -> Plan:
+        """With the images that are selected, as far as the store tells what the network says.
+
+        Args:
+            store: holds what was asked before.
+            tried: keys of images that are not to be asked for again if they ended in an error.
+        """
+        groups = []
+        for group in self.groups:
+            if group.look:
+                rows = store.group(*group.folder).rows()
+                chosen = judged(
+                    group.source,
+                    group.dataset.selection,
+                    group.candidates,
+                    rows[rows["cell"] == group.look],
+                    at_once=self.suite.run.slice,
+                    tried=tried,
+                )
+                group = replace(group, images=chosen.images, chosen=chosen)
+            groups.append(group)
+        return replace(self, groups=tuple(groups))
+
+    def looks(self, store: Store) -> Iterator[tuple[Job, Outlay]]:
+        """What :meth:`selected` waits for, at one forward per image.
+
+        A row of the store has the label's probability and the prediction beside any score, so the
+        cell is that of a method and a metric which need no pass.
+        """
+        size = self.suite.run.slice
+        for group in self.groups:
+            waiting = group.chosen.waiting if group.chosen is not None else ()
+            for number, start in enumerate(range(0, len(waiting), size)):
+                images = waiting[start : start + size]
+                cell = (group.look, _default("methods", "centre"), _default("metrics", "entropy"))
+                pinned = self._pinned(store.group(*group.folder))
+                job = self._job(group, store, pinned, number, "label", (((cell,), images),))
+                yield replace(job, purpose="selection"), Outlay(Passes(forward=len(images)))
 
     def shape(self) -> dict[str, Any]:
         """The conditions that a new group is created with."""
@@ -368,9 +463,10 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
     sources = [(choice, choice.make().open(data)) for choice in suite.datasets]
     networks = [(choice, choice.make().describe(data)) for choice in suite.models]
     hashes = {choice: weights_hash(network) for choice, network in networks}
+    orders = [candidates(source, c.selection, c.label, data) for c, source in sources]
     groups = tuple(
-        _group(suite, dataset, source, model, network, hashes[model])
-        for dataset, source in sources
+        _group(suite, dataset, source, order, model, network, hashes[model])
+        for (dataset, source), order in zip(sources, orders, strict=True)
         for model, network in networks
     )
     if not any(group.cells for group in groups):
@@ -390,39 +486,35 @@ def _refuse_shared_folders(groups: Iterable[Group]) -> None:
             )
 
 
-def select(source: Source, count: int | None, name: str) -> tuple[tuple[int, str], ...]:
-    """The first ``count`` images in the order of a hash of their ids: nested for growing counts,
-    and mixed over classes where files are sorted by class.
-
-    Raises:
-        UsageError: if there are fewer.
-    """
-    ids = source.ids
-    if count is not None and count > len(ids):
-        raise UsageError(f"data set {name!r} has {len(ids)} images, but {count} were asked for")
-    order = sorted(
-        range(len(ids)), key=lambda at: hashlib.blake2b(ids[at].encode(), digest_size=8).digest()
-    )
-    return tuple((at, source.key(at)) for at in order[:count])
-
-
 def _group(
     suite: Suite,
     dataset: Choice,
     source: Source,
+    order: tuple[int, ...],
     model: Choice,
     network: Network,
     weights: str,
 ) -> Group:
+    notice = ""
+    if network.size not in (None, source.size):
+        assert network.size is not None
+        notice = (
+            f"the weights of model {model.label!r} are for images of {network.size[0]} x "
+            f"{network.size[1]}; data set {dataset.label!r} gives {source.size[0]} x "
+            f"{source.size[1]}"
+        )
     try:
         net, layers, classes = describe_layers(network, source.size)
     except Exception as error:  # whatever the network's own forward raises
         raise UsageError(
             f"model {model.label!r} cannot take images of {source.size[0]} x {source.size[1]}, as "
             f"data set {dataset.label!r} gives them: {type(error).__name__}: {error}"
+            + (f"; {notice}" if notice else "")
         ) from error
     sketch = Model(model.label, net, network.mean, network.std, layers, source.size)
-    images = select(source, dataset.images, dataset.label)
+    needs_model = dataset.selection.needs_model
+    taken = () if needs_model else order[: dataset.selection.images]
+    images = tuple((at, source.key(at)) for at in taken)
     facts = {
         "dataset": {**dataset.identity(), "revision": source.revision},
         "model": {
@@ -447,7 +539,12 @@ def _group(
         f"{model.name}@{_short(facts['model'])}",
     )
     artefacts = _artefacts(facts, sketch, cells, suite.run.save_maps) if cells else ()
-    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder, artefacts)
+    clean = {key: facts[key] for key in ("dataset", "model", "precision")}
+    look = _id({"selection": 1, **clean}) if needs_model else ""
+    return Group(
+        dataset, model, source, sketch, classes, weights, images, cells, folder, facts, notice,
+        order, look, artefacts=artefacts,
+    )  # fmt: skip
 
 
 def _artefacts(
@@ -501,7 +598,7 @@ def _cell(
     metric: Choice,
 ) -> Cell:
     chosen = _chosen(sketch, method, model)
-    reason = _unsupported(_made(method), sketch)
+    reason = _unsupported(_made(method), _made(metric), sketch)
     wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
     if wants_masks and not source.has_masks:
         reason = f"data set {dataset.label!r} has no object masks"
@@ -524,14 +621,17 @@ def _chosen(sketch: Model, method: Choice, model: Choice) -> dict[str, Any]:
     return {**method.identity(), "layers": layers}
 
 
-def _unsupported(method: Any, sketch: Model) -> str:
-    """Why a method cannot work on this model, as far as a model without weights tells; or empty."""
-    try:
-        cost(closure([MapOf(method)]), sketch)
-    except Unpriced:
-        return ""
-    except Unsupported as error:
-        return str(error)
+def _unsupported(method: Any, metric: Any, sketch: Model) -> str:
+    """Why a method or a metric cannot work on this model, as far as one without weights tells; or
+    empty.
+    """
+    for asked in (closure([MapOf(method)]), map_needs([metric])):
+        try:
+            cost(asked, sketch)
+        except Unpriced:
+            continue
+        except Unsupported as error:
+            return str(error)
     return ""
 
 

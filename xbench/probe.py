@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
@@ -315,6 +315,12 @@ class Probe:
             vars(other).pop(computed, None)
         return other
 
+    def towards(self, target: Tensor) -> Probe:
+        """This probe for other classes, one index per image (N,); nothing is computed yet."""
+        other = self.at(self.inputs)
+        other._rule = target
+        return other
+
     def with_images(self, images: Tensor, *needs: Need[Any]) -> Probe:
         """This probe of other images (N, 3, H, W) in [0, 1], such as masked ones: a batch of them.
 
@@ -418,6 +424,51 @@ class Explanation:
             with self.probe.meter.padded(self.probe.real, self.probe.rows):
                 self._values.update(zip(lacking, compute(lacking), strict=True))
         return [self._values[need] for need in needs]
+
+
+@dataclass(frozen=True)
+class Again(Need[T]):
+    """Of maps that the method of this map makes again, such as of other images; subclass it.
+
+    It costs what the method costs alone, for each of them.
+
+    Args:
+        method: set by ``for_method``.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    method: Any = field(default=None, kw_only=True)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def for_method(self, method: Any) -> Again[T]:
+        return replace(self, method=method)
+
+    def times(self, model: Model) -> int:
+        """How many maps the method makes."""
+        return 1
+
+    def passes(self, model: Model) -> Passes:
+        if self.method is None:
+            return Passes()
+        return cost(closure((Logits(), MapOf(self.method))), model).times(self.times(model))
+
+    def explained(self, probe: Probe) -> Explanation:
+        """The method's maps by a probe that has computed nothing yet.
+
+        Raises:
+            Unsupported: if maps were given, and their method is not known.
+        """
+        if self.method is None:
+            raise Unsupported(
+                "this metric runs the method again, but the maps were given without it; use "
+                "xbench.evaluate, or a suite"
+            )
+        probe.announced = closure((Logits(), MapOf(self.method)))
+        _ = probe[Logits()]  # declared, whether the method asks for it or not
+        return probe.explain(self.method)
 
 
 # --- the needs that ride the clean pass -----------------------------------------------------------

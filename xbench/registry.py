@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -67,26 +68,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """All names that begin alike, such as ``maps/...``.
+    """Names of a library under one prefix, which are too many to list or unknown before asked for.
 
     Args:
-        name: the prefix.
-        shown: how a list shows the names.
-        load: gives the class of a name.
-        origin, summary: as of an entry.
+        kind, origin: as of an :class:`Entry`.
+        prefix: such as ``torchvision/``.
+        load: the class behind a name, which comes without the prefix.
+        names: without the prefix, for suggestions; empty where nobody can tell.
+        summary: for the list of entries.
     """
 
-    name: str
-    shown: str
-    load: Callable[[str], type]
+    kind: str
+    prefix: str
     origin: str
+    load: Callable[[str], type]
+    names: Callable[[], Iterable[str]]
     summary: str
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+_families: dict[str, list[Family]] = {kind: [] for kind in KINDS}
 _broken: dict[str, str] = {}
 _refused: dict[tuple[str, str], str] = {}
-_families: dict[tuple[str, str], Family] = {}
 _scanned: set[str] = set()
 
 
@@ -119,16 +122,46 @@ def provide(kind: str, name: str, load: Callable[[], type], *, origin: str, summ
     _add(Entry(kind, name, origin, load, origin.partition(".")[0], summary=summary))
 
 
-def family(kind: str, name: str, load: Callable[[str], type], *, shown: str, origin: str) -> None:
-    """Register every name under a prefix: ``load`` makes its class, with :func:`declared`."""
-    summary = (load.__doc__ or "").split("\n")[0]
-    _families[kind, name] = Family(name, shown, load, origin, summary)
+def provide_family(family: Family) -> None:
+    """Register all names under a prefix; a name that is registered itself comes before them."""
+    _families[family.kind].append(family)
 
 
-def families(kind: str) -> list[Family]:
-    """The prefixes of a kind under which any name stands for something."""
+def provide_under(kind: str, prefix: str, base: type, key: str) -> None:
+    """Register a class under every name with a prefix: what follows it is the parameter ``key``.
+
+    Args:
+        kind: of the entries.
+        prefix: such as ``huggingface/``.
+        base: a frozen dataclass that is not registered itself.
+        key: its first field.
+    """
+
+    @functools.cache
+    def load(rest: str) -> type:
+        name = prefix + rest
+
+        def reduce(entry: Any) -> tuple[Any, ...]:
+            # the class is made on first use, so pickle cannot find it by its name
+            return make, (kind, name, parameters(entry))
+
+        namespace = {
+            "__annotations__": {key: base.__annotations__[key]},
+            key: rest,
+            "__doc__": base.__doc__,
+            "__module__": base.__module__,
+            "__reduce__": reduce,
+        }
+        return declared(name, type(base.__name__, (base,), namespace))
+
+    summary = (base.__doc__ or "").split("\n")[0]
+    provide_family(Family(kind, prefix, base.__module__, load, tuple, summary))
+
+
+def families(kind: str) -> tuple[Family, ...]:
+    """All families of a kind."""
     entries(kind)
-    return [family for (of, _), family in sorted(_families.items()) if of == kind]
+    return tuple(_families[kind])
 
 
 def refuse(kind: str, name: str, reason: str) -> None:
@@ -292,30 +325,54 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     return "; known are " + ", ".join(known) if len(known) <= 12 else ""
 
 
+def entry_of(kind: str, name: str) -> Entry | None:
+    """The entry of that name; whether a family knows the name shows when its class is loaded."""
+    known = entries(kind)
+    if name in known:
+        return known[name]
+    for family in families(kind):
+        if name.startswith(family.prefix) and NAME.fullmatch(name):
+            load = partial(family.load, name.removeprefix(family.prefix))
+            package = family.origin.partition(".")[0]
+            return Entry(kind, name, family.origin, load, package, summary=family.summary)
+    return None
+
+
+def suggestion_of(kind: str, wrong: str) -> str:
+    """As :func:`suggestion`, of the names of a kind; those of families may lack their prefix."""
+    start, slash, rest = wrong.partition("/")
+    close = {name: name for name in difflib.get_close_matches(wrong, entries(kind))}
+    for family in families(kind):
+        if not slash or difflib.get_close_matches(f"{start}/", [family.prefix]):
+            near = difflib.get_close_matches(rest or start, family.names())
+            close |= {family.prefix + name: name for name in near}
+    if not close:
+        return suggestion(wrong, entries(kind))
+
+    def likeness(name: str) -> float:
+        asked = wrong if name == close[name] else rest or start
+        return difflib.SequenceMatcher(None, asked, close[name]).ratio()
+
+    best = sorted(close, key=likeness, reverse=True)[:2]
+    if likeness(best[0]) == 1:
+        best = best[:1]
+    return "; did you mean " + " or ".join(map(repr, best)) + "?"
+
+
 def find(kind: str, name: str) -> type:
     """The class behind a name.
 
     Raises:
         UsageError: if nothing has that name, or its plug-in cannot be imported.
     """
-    entry = look_up(kind, name)
-    if entry is None:
+    found = entry_of(kind, name)
+    if found is None:
         raise UsageError(
             refusal(kind, name)
-            or f"unknown {kind[:-1]} {name!r}{suggestion(name, entries(kind))} "
+            or f"unknown {kind[:-1]} {name!r}{suggestion_of(kind, name)} "
             f"('xbench list {kind}' shows all)"
         )
-    return entry.load()
-
-
-def look_up(kind: str, name: str) -> Entry | None:
-    """The entry of a name, also of one in a family."""
-    known = entries(kind).get(name)
-    group = _families.get((kind, name.partition("/")[0]))
-    if known is not None or group is None or "/" not in name or not NAME.fullmatch(name):
-        return known
-    load = partial(group.load, name)
-    return Entry(kind, name, group.origin, load, "xbench", summary=group.summary)
+    return found.load()
 
 
 def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> Any:

@@ -74,6 +74,47 @@ class _File(BaseModel):
     run: RunOptions = RunOptions()
 
 
+class Selection(BaseModel):
+    """Which images of a data set are taken: the first in an order that more of them continue.
+
+    It is no part of what a score is known by, since scores are per image; the table states it.
+
+    Args:
+        images: how many; None takes all.
+        stratified: whether the classes' shares among the first images are those among all.
+        images_seed: another seed draws other images.
+        only: the candidates, as a list of ids (or of positions in the sorted ids), or the path of a
+            text or ``.npy`` file of them, relative to the data directory or the working directory;
+            None takes all as candidates.
+        min_confidence: least probability of the label under the model of the run.
+        correct: whether the model's prediction must be the label.
+    """
+
+    model_config = _STRICT
+
+    images: Count | None = None
+    stratified: bool = True
+    images_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    only: str | tuple[str | int, ...] | None = None
+    min_confidence: Annotated[float, Field(gt=0, le=1)] | None = None
+    correct: bool = False
+
+    @property
+    def needs_model(self) -> bool:
+        return self.correct or self.min_confidence is not None
+
+    def rule(self) -> str:
+        """What an image must satisfy, in words; empty if nothing."""
+        words = ["correct"] if self.correct else []
+        if self.min_confidence is not None:
+            words.append(f"confidence of the label >= {self.min_confidence:g}")
+        return ", ".join(words)
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults, and how many images."""
+        return {"images": self.images, **self.model_dump(exclude_defaults=True)}
+
+
 @dataclass(frozen=True)
 class Choice:
     """One entry of a suite, as plain data: hashable, and cheap to send to a worker.
@@ -83,14 +124,14 @@ class Choice:
         name: registered name.
         params: resolved hyper-parameters, sorted.
         label: what tables call it; not part of its identity.
-        images: of a data set, how many; None for all.
+        selection: of a data set, which images.
     """
 
     kind: str
     name: str
     params: tuple[tuple[str, Any], ...]
     label: str
-    images: int | None = None
+    selection: Selection = field(default_factory=Selection)
 
     def make(self) -> Any:
         """The entry itself."""
@@ -148,7 +189,7 @@ class Suite:
         """Everything that was decided, as JSON can hold it."""
 
         def plain(choice: Choice) -> dict[str, Any]:
-            more = {"images": choice.images} if choice.kind == "datasets" else {}
+            more = choice.selection.given() if choice.kind == "datasets" else {}
             written = registry.Nested(choice.kind, choice.name, choice.params).plain()
             return {"label": choice.label, **more, **written}
 
@@ -247,7 +288,10 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()
         raise SuiteError([f"{document.source}: {cells:,} cells; at most {MAX_CELLS:,} are allowed"])
     if file.run.images is not None:
         chosen["datasets"] = tuple(
-            replace(choice, images=file.run.images) for choice in chosen["datasets"]
+            replace(
+                choice, selection=choice.selection.model_copy(update={"images": file.run.images})
+            )
+            for choice in chosen["datasets"]
         )
     return Suite(
         name=file.name,
@@ -257,6 +301,26 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()
         run=file.run,
         **chosen,
     )
+
+
+def read_choices(kind: str, items: Sequence[str], option: str) -> tuple[Choice, ...]:
+    """Entries that are named outside a suite, each a name or a YAML mapping with a key ``name``.
+
+    Args:
+        kind: "datasets", "models", "methods" or "metrics".
+        items: such as ``smooth_grad`` or ``{name: smooth_grad, samples: 50}``.
+        option: who names them, for messages.
+
+    Raises:
+        SuiteError: with every problem that was found.
+    """
+    value = {kind: [parse(item, option).value for item in items]}
+    given: dict[tuple[str | int, ...], str] = {(kind, at): option for at in range(len(items))}
+    reader = _Reader(Document(value, option, {}, given))
+    chosen = reader.choices(kind, value[kind])
+    if reader.problems:
+        raise SuiteError(reader.problems)
+    return chosen
 
 
 def _with(value: Any, path: Sequence[str], setting: Any, key: str) -> Any:
@@ -343,8 +407,8 @@ class _Reader:
             return []
         params = dict(params)
         name = params.pop("name")
-        label = self._common(params, "label", str, path)
-        images = self._common(params, "images", int, path) if kind == "datasets" else None
+        label = self._label(params, path)
+        selection = self._selection(params, path) if kind == "datasets" else Selection()
         try:
             cls = registry.find(kind, name)
         except UsageError as error:
@@ -381,16 +445,26 @@ class _Reader:
                 )
                 return []
             params_of = tuple(sorted(registry.parameters(entry).items()))
-            made.append(Choice(kind, entry.name, params_of, shown, images))
+            made.append(Choice(kind, entry.name, params_of, shown, selection))
         return made
 
-    def _common(self, params: dict[str, Any], key: str, kind: type, path: Any) -> Any:
-        value = params.pop(key, None)
-        wrong = value is not None and (not isinstance(value, kind) or isinstance(value, bool))
-        if wrong or (kind is int and value is not None and value < 1):
-            self._problem((*path, key), f"{key} must be {kind.__name__}, but found {value!r}")
+    def _label(self, params: dict[str, Any], path: tuple[str | int, ...]) -> str | None:
+        label = params.pop("label", None)
+        if label is not None and not isinstance(label, str):
+            self._problem((*path, "label"), f"label must be str, but found {label!r}")
             return None
-        return value
+        return label
+
+    def _selection(self, params: dict[str, Any], path: tuple[str | int, ...]) -> Selection:
+        given = {key: params.pop(key) for key in Selection.model_fields if key in params}
+        try:
+            return Selection.model_validate(registry.tuples(given))
+        except ValidationError as error:
+            for problem in error.errors():
+                key = str(problem["loc"][0])
+                reason = problem["msg"][:1].lower() + problem["msg"][1:]
+                self._problem((*path, key), f"{key}: {reason}, but found {problem['input']!r}")
+            return Selection()
 
 
 def _axes(params: Mapping[str, Any], takes_a_list: Callable[[str], bool]) -> list[list[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,7 +40,6 @@ class Precomputed:
     path: str
     sha256: str | None = None
     upsampling: Literal["none", "bilinear", "corners", "nearest"] = "none"
-    name: ClassVar[str]
     precomputed: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ("path",)
     unnamed: ClassVar[tuple[str, ...]] = ("path", "sha256")
@@ -55,9 +53,6 @@ class Precomputed:
         if self.sha256 not in (None, found):
             raise ValueError(f"the maps in {self.path!r} have another SHA-256, {found}")
         object.__setattr__(self, "sha256", found)  # frozen, but not yet anybody's
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return registry.make, ("methods", self.name, registry.parameters(self))
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
@@ -83,17 +78,4 @@ class Precomputed:
         )
 
 
-@functools.cache
-def _named(name: str) -> type:
-    """Maps that were made before, from the files in DIR."""
-    path = name.partition("/")[2]
-    namespace = {
-        "__annotations__": {"path": str},
-        "path": path,
-        "__doc__": Precomputed.__doc__,
-        "__module__": __name__,
-    }
-    return registry.declared(name, type("Precomputed", (Precomputed,), namespace))
-
-
-registry.family("methods", "maps", _named, shown="maps/<DIR>", origin=__name__)
+registry.provide_under("methods", "maps/", Precomputed, "path")
