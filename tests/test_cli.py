@@ -289,6 +289,7 @@ def test_options_narrow_a_suite_and_add_to_it(command: Command, suite: Path) -> 
     assert (run["seed"], run["target"]) == (4, "label")
     assert run["run"] == {
         "images": 3, "device": "cpu", "batch_size": 2, "workers": 1, "slice": 2,
+        "keep": [], "examples": 4, "save_maps": None,
     }  # fmt: skip
 
 

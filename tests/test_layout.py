@@ -15,9 +15,11 @@ ROOT = Path(xbench.__file__).parent
 ORDER = (
     # what everything may use
     "errors",
+    "files",
     "types",
     "noise",
     "maps",
+    "mapfiles",
     "similarity",
     "features",
     "imputation",
@@ -41,8 +43,8 @@ ORDER = (
     "scoring",
     # a suite, its plan, its units of work
     "suite",
-    "files",
     "store",
+    "keep",
     "selection",
     "plan",
     "runner",
@@ -52,6 +54,7 @@ ORDER = (
     "statistics",
     "plot",
     "tables",
+    "gallery",
     "leaderboard",
     "provenance",
     "compare",

@@ -119,6 +119,21 @@ def _suite_options(command: Command) -> Command:
     return command
 
 
+def _keep_options(command: Command) -> Command:
+    options = [
+        click.option(
+            "--keep", multiple=True, metavar="curves,maps",
+            help="Store these of every image, not only of the first few.",
+        ),
+        click.option(
+            "--save-maps", metavar="DIR", help="Write all maps as safetensors, for maps/<DIR>."
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _plugins(given: tuple[str, ...]) -> tuple[str, ...]:
     from . import registry
 
@@ -167,6 +182,11 @@ def _load(options: dict[str, Any]) -> Suite:
             place = key if key in ("seed", "target") else f"run.{key}"
             option = f"--{key.replace('_', '-')}"
             settings.append((place, int(value) if number else value, option))
+    if options.get("keep"):
+        kinds = [kind.strip() for words in options["keep"] for kind in words.split(",")]
+        settings.append(("run.keep", list(dict.fromkeys(kinds)), "--keep"))
+    if options.get("save_maps") is not None:
+        settings.append(("run.save_maps", options["save_maps"], "--save-maps"))
     suite = load_suite(document, settings)
     return suite.narrowed(**{k: options[k] for k in ("datasets", "models", "methods", "metrics")})
 
@@ -188,6 +208,7 @@ def _folder_suite(quick: Any, folder: str, model: str) -> Any:
 
 @cli.command()
 @_suite_options
+@_keep_options
 @click.option("--fresh", is_flag=True, help="Set the store aside and compute everything.")
 @click.option("--fail-fast", is_flag=True, help="Stop after the first unit with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -215,6 +236,7 @@ def run(**options: Any) -> int:
 
 @cli.command()
 @_suite_options
+@_keep_options
 def plan(**options: Any) -> None:
     """Say what a run of SUITE would compute: cells, units, passes, what is stored."""
     _plugins(options["plugin"])

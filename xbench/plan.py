@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +15,20 @@ import torch
 from . import noise, registry
 from .autograd import module_at
 from .errors import Unpriced, Unsupported, UsageError
+from .keep import Kept
+from .mapfiles import images_done
 from .models.loading import describe_layers, weights_hash
-from .probe import Logits, MapOf, Need, closure, cost, method_cost, needs_of, stops_early
+from .probe import (
+    Logits,
+    MapOf,
+    Need,
+    closure,
+    cost,
+    method_cost,
+    needs_of,
+    runnable,
+    stops_early,
+)
 from .selection import Chosen, candidates, judged
 from .store import Group as StoredGroup
 from .store import Store
@@ -41,8 +54,28 @@ class Cell:
     skipped: str = ""
 
 
-Portions = tuple[tuple[tuple[tuple[str, Choice, Choice], ...], tuple[tuple[int, str], ...]], ...]
-"""Cells, as (id, method, metric), with the images that lack just these, as (position, key)."""
+@dataclass(frozen=True)
+class Artefact:
+    """What is kept beside the scores: stands where a cell stands.
+
+    Args:
+        id: of a cell for its curves; else of everything that makes the map or the picture.
+        method: None for pictures.
+        metric: what is read, in a metric's place.
+        beside: ids of the cells that compute all it needs anyway.
+    """
+
+    id: str
+    method: Choice | None
+    metric: Kept
+    beside: frozenset[str]
+
+
+Entry = tuple[str, Choice | None, Choice | Kept]
+"""Id, method and metric of a cell, or of what is kept beside."""
+
+Portions = tuple[tuple[tuple[Entry, ...], tuple[tuple[int, str], ...]], ...]
+"""Entries with the images that lack just these cells, as (position in the data set, key)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +94,8 @@ class Job:
         data: data directory.
         store, group: where the part file goes.
         number: of the slice.
-        portions: cells with their images.
+        portions: entries with the images that lack just these cells; what is kept says by itself
+            which of the images lack it.
         purpose: of the unit, where it is not the suite's own cells.
     """
 
@@ -81,6 +115,14 @@ class Job:
     number: int
     portions: Portions
     purpose: str = ""
+
+    @property
+    def scores(self) -> int:
+        """That are to be computed."""
+        return sum(
+            len(images) * sum(isinstance(metric, Choice) for _, _, metric in entries)
+            for entries, images in self.portions
+        )
 
     @property
     def images(self) -> int:
@@ -130,6 +172,7 @@ class Group:
         look: cell whose rows hold what the network says of candidates; empty where the selection
             does not ask.
         chosen: how the selection stands, where it asks the network.
+        artefacts: all that can be kept beside the cells.
     """
 
     dataset: Choice
@@ -146,6 +189,7 @@ class Group:
     candidates: tuple[int, ...] = ()
     look: str = ""
     chosen: Chosen | None = None
+    artefacts: tuple[Artefact, ...] = ()
 
     @property
     def count(self) -> int:
@@ -159,20 +203,20 @@ class Group:
     def active(self) -> tuple[Cell, ...]:
         return tuple(cell for cell in self.cells if not cell.skipped)
 
-    def outlay(self, cells: Iterable[Cell]) -> Outlay:
+    def outlay(self, cells: Iterable[Cell | Artefact]) -> Outlay:
         """Passes per image of computing these cells together."""
         cells = tuple(cells)
         if not cells:
             return Outlay()
-        by_method: dict[Choice, list[Any]] = {}
+        by_method: dict[Choice | None, list[Any]] = {}
         for cell in cells:
             by_method.setdefault(cell.method, []).append(_made(cell.metric))
-        methods = {choice: _made(choice) for choice in by_method}
+        methods = {choice: _made(choice) for choice in by_method if choice is not None}
         told = {c: m for c, m in methods.items() if method_cost(m, self.sketch) is not None}
         asked = batch_needs(told.values(), by_method.values())
         total = Outlay(cost(asked, self.sketch), len(methods) - len(told), stops_early(asked))
         for choice, metrics in by_method.items():
-            asked = map_needs(metrics, told.get(choice))
+            asked = map_needs(metrics, runnable(told.get(choice)) if choice else None)
             priced = tuple(need for need in asked if _is_priced(need, self.sketch))
             unknown = len(asked) - len(priced)
             total = total.plus(Outlay(cost(priced, self.sketch), unknown))
@@ -208,10 +252,10 @@ def _default(kind: str, name: str) -> Choice:
     return Choice(kind, name, tuple(sorted(registry.parameters(entry).items())), name)
 
 
-_cache: dict[Choice, Any] = {}
+_cache: dict[Choice | Kept, Any] = {}
 
 
-def _made(choice: Choice) -> Any:
+def _made(choice: Choice | Kept) -> Any:
     if choice not in _cache:
         _cache[choice] = choice.make()
     return _cache[choice]
@@ -244,10 +288,12 @@ class Plan:
         for group in self.groups:
             stored = store.group(*group.folder)
             done = stored.done()
+            lacking = self._lacking(group, stored)
             pinned = self._pinned(stored)
             size = self.suite.run.slice
             for number, start in enumerate(range(0, len(group.images), size)):
-                portions = _portions(group.active, group.images[start : start + size], done)
+                images = group.images[start : start + size]
+                portions = _portions(group.active, images, done, lacking)
                 if not portions:
                     continue
                 asked = tuple(
@@ -260,6 +306,19 @@ class Plan:
                     each = group.outlay(cells)
                     outlay = outlay.plus(replace(each, passes=each.passes.times(len(images))))
                 yield job, outlay
+
+    def _lacking(self, group: Group, stored: StoredGroup) -> dict[Artefact, frozenset[str]]:
+        """What is to be kept and is not yet, and of which images."""
+        options, found = self.suite.run, {}
+        done = stored.kept.done()
+        for artefact in group.artefacts:
+            kind, folder = artefact.metric.kind, artefact.metric.folder
+            # pictures are kept wherever maps are
+            everywhere = folder or ("maps" if kind == "pictures" else kind) in options.keep
+            count = len(group.images) if everywhere else options.examples
+            have = images_done(folder, artefact.id) if folder else done.get(artefact.id, set())
+            found[artefact] = frozenset(key for _, key in group.images[:count]) - have
+        return {artefact: keys for artefact, keys in found.items() if keys}
 
     def _job(
         self,
@@ -353,16 +412,36 @@ class Plan:
         return notices
 
 
+Portion = tuple[tuple[Cell | Artefact, ...], tuple[tuple[int, str], ...]]
+
+
 def _portions(
-    cells: Sequence[Cell], images: Sequence[tuple[int, str]], done: Mapping[str, set[str]]
-) -> list[tuple[tuple[Cell, ...], tuple[tuple[int, str], ...]]]:
-    """Images by the set of cells that they lack."""
-    found: dict[tuple[Cell, ...], list[tuple[int, str]]] = {}
+    cells: Sequence[Cell],
+    images: Sequence[tuple[int, str]],
+    done: Mapping[str, set[str]],
+    lacking: Mapping[Artefact, frozenset[str]],
+) -> list[Portion]:
+    """Images by the set of cells that they lack, and by what is to be kept at a cost of its own.
+
+    What costs nothing beside these cells parts no images, since smaller batches cost more.
+    """
+    found: dict[tuple[tuple[Cell, ...], tuple[Artefact, ...]], list[tuple[int, str]]] = {}
     for image in images:
         missing = tuple(cell for cell in cells if image[1] not in done.get(cell.id, ()))
-        if missing:
-            found.setdefault(missing, []).append(image)
-    return [(cells, tuple(images)) for cells, images in found.items()]
+        ids = {cell.id for cell in missing}
+        alone = tuple(a for a, k in lacking.items() if image[1] in k and a.beside.isdisjoint(ids))
+        if missing or alone:
+            found.setdefault((missing, alone), []).append(image)
+    portions: list[Portion] = []
+    for (missing, alone), chosen in found.items():
+        keys, ids = frozenset(key for _, key in chosen), {cell.id for cell in missing}
+        kept = [
+            replace(artefact, metric=replace(artefact.metric, images=wanted & keys))
+            for artefact, wanted in lacking.items()
+            if wanted & keys and (artefact in alone or not artefact.beside.isdisjoint(ids))
+        ]
+        portions.append(((*missing, *kept), tuple(chosen)))
+    return portions
 
 
 def make_plan(suite: Suite, data: Path | None) -> Plan:
@@ -392,7 +471,19 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
     )
     if not any(group.cells for group in groups):
         raise UsageError(f"suite {suite.name!r}: no cell is left after 'exclude'")
+    _refuse_shared_folders(groups)
     return Plan(suite, groups, device, data)
+
+
+def _refuse_shared_folders(groups: Iterable[Group]) -> None:
+    taken: dict[Path, str] = {}
+    for artefact in (artefact for group in groups for artefact in group.artefacts):
+        folder = artefact.metric.folder
+        if folder is not None and taken.setdefault(folder, artefact.id) != artefact.id:
+            raise UsageError(
+                f"--save-maps: two of the suite's entries would share the folder {folder}; "
+                "give one of them another label"
+            )
 
 
 def _group(
@@ -447,16 +538,50 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
+    artefacts = _artefacts(facts, sketch, cells, suite.run.save_maps) if cells else ()
     clean = {key: facts[key] for key in ("dataset", "model", "precision")}
     look = _id({"selection": 1, **clean}) if needs_model else ""
     return Group(
         dataset, model, source, sketch, classes, weights, images, cells, folder, facts, notice,
-        order, look,
+        order, look, artefacts=artefacts,
     )  # fmt: skip
 
 
-def _id(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(facts).encode()).hexdigest()[:16]
+def _artefacts(
+    facts: Mapping[str, Any], sketch: Model, cells: Sequence[Cell], save_maps: str | None
+) -> tuple[Artefact, ...]:
+    """Pictures, maps and curves of these cells, as far as they can be computed."""
+    by_method: dict[Choice, list[Cell]] = {}
+    for cell in cells:
+        if not cell.skipped:
+            by_method.setdefault(cell.method, []).append(cell)
+    every = frozenset(cell.id for own in by_method.values() for cell in own)
+    found = [Artefact(_id({"pictures": facts["dataset"]}), None, Kept("pictures"), every)]
+    for method, own in by_method.items():
+        ids = frozenset(cell.id for cell in own)
+        name = _id({**facts, "method": _chosen(sketch, method, own[0].model)})
+        found.append(Artefact(name, method, Kept("maps"), ids))
+        if save_maps is not None:
+            labels = (own[0].dataset.label, own[0].model.label, method.label)
+            folder = Path(save_maps, *map(_slug, labels))
+            found.append(Artefact(name, method, Kept("maps", folder=folder), ids))
+        found += [
+            Artefact(cell.id, method, Kept("curves", cell.metric), frozenset({cell.id}))
+            for cell in own
+            if hasattr(_made(cell.metric), "curves")
+        ]
+    return tuple(found)
+
+
+def _slug(label: str) -> str:
+    """A label as a segment of a name, so that ``maps/<DIR>`` can follow it."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("._-")
+    is_short = 0 < len(plain) <= 80
+    return plain if is_short else f"{plain[:80]}-{_short(label)}".strip("-")
+
+
+def _id(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:
@@ -472,13 +597,13 @@ def _cell(
     method: Choice,
     metric: Choice,
 ) -> Cell:
-    asked = {layer for need in closure([MapOf(_made(method))]) for layer in need.layers}
-    layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
-    chosen = {**method.identity(), "layers": layers}
+    chosen = _chosen(sketch, method, model)
     reason = _unsupported(_made(method), _made(metric), sketch)
     wants_masks = any(getattr(_made(entry), "needs_masks", False) for entry in (method, metric))
     if wants_masks and not source.has_masks:
         reason = f"data set {dataset.label!r} has no object masks"
+    if getattr(_made(metric), "needs_method", False) and runnable(_made(method)) is None:
+        reason = f"{metric.name} runs the method again, but its maps were made before"
     return Cell(
         _id({**facts, "method": chosen, "metric": metric.identity()}),
         dataset,
@@ -487,6 +612,13 @@ def _cell(
         metric,
         reason,
     )
+
+
+def _chosen(sketch: Model, method: Choice, model: Choice) -> dict[str, Any]:
+    """A method's identity, layers resolved."""
+    asked = {layer for need in closure([MapOf(_made(method))]) for layer in need.layers}
+    layers = {layer: _resolved_layer(layer, sketch, method, model) for layer in sorted(asked)}
+    return {**method.identity(), "layers": layers}
 
 
 def _unsupported(method: Any, metric: Any, sketch: Model) -> str:

@@ -79,7 +79,8 @@ class Metric(Protocol):
     """What is registered under ``metrics``.
 
     One that runs the method again, and so cannot score maps that are given without it, declares
-    ``needs_method = True``.
+    ``needs_method = True``. One that is made of points has ``curves(explanation)``, a
+    :class:`xbench.types.Line` by name ("" if there is only one), from the needs of its score.
     """
 
     name: ClassVar[str]
@@ -144,6 +145,11 @@ class MapOf(Need[Tensor]):
 
     def compute(self, on: Probe) -> Tensor:
         return cast(Tensor, self.method(on))
+
+
+def runnable(method: Any) -> Any:
+    """The method, for needs that run it again; None if its maps were made before."""
+    return None if getattr(method, "precomputed", False) else method
 
 
 def stops_early(needs: Iterable[Need[Any]]) -> bool:
@@ -220,7 +226,8 @@ class Probe:
         Raises:
             ValueError: if the method returns another shape than (N, H, W).
         """
-        return Explanation(self, self[MapOf(method)], method)
+        word = getattr(method, "nonfinite", NONFINITE)
+        return Explanation(self, self[MapOf(method)], runnable(method), word)
 
     @property
     def spent(self) -> Passes:
@@ -352,6 +359,10 @@ def _filled_batch(batch: Batch, rows: int) -> Batch:
     )
 
 
+NONFINITE = "failed: nonfinite"
+"""Status of an image whose map holds NaN or infinity."""
+
+
 class Explanation:
     """A probe and one method's maps; metrics read it.
 
@@ -359,6 +370,7 @@ class Explanation:
         probe: the model and batch that the maps belong to.
         saliency: raw maps (N, H, W), signed where the method is.
         method: whose maps they are, for needs that run it again; None for maps that were given.
+        nonfinite: status of an image whose map is not finite.
 
     Attributes:
         raw: the maps as they came.
@@ -370,7 +382,9 @@ class Explanation:
         ValueError: if the shape is not (N, H, W).
     """
 
-    def __init__(self, probe: Probe, saliency: Tensor, method: Any = None) -> None:
+    def __init__(
+        self, probe: Probe, saliency: Tensor, method: Any = None, nonfinite: str = NONFINITE
+    ) -> None:
         wanted = (probe.rows, *probe.inputs.shape[-2:])
         if not isinstance(saliency, Tensor) or tuple(saliency.shape) != wanted:
             got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
@@ -379,6 +393,7 @@ class Explanation:
             )
         self.probe = probe
         self.method = method
+        self.nonfinite = nonfinite
         # an image that is not finite has no map, whatever a ReLU made of it
         sound = probe.inputs.flatten(1).isfinite().all(1)[:, None, None]
         self.raw = saliency = saliency.detach().where(sound, torch.nan)

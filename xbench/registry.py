@@ -331,7 +331,7 @@ def entry_of(kind: str, name: str) -> Entry | None:
     if name in known:
         return known[name]
     for family in families(kind):
-        if name.startswith(family.prefix):
+        if name.startswith(family.prefix) and NAME.fullmatch(name):
             load = partial(family.load, name.removeprefix(family.prefix))
             package = family.origin.partition(".")[0]
             return Entry(kind, name, family.origin, load, package, summary=family.summary)
@@ -553,12 +553,14 @@ def changed_parameters(entry: Any) -> dict[str, Any]:
 def label(entry: Any) -> str:
     """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``.
 
-    An entry among them is named without its key: ``reversed(grad_cam)``.
+    An entry among them is named without its key: ``reversed(grad_cam)``. Parameters that the class
+    lists in ``unnamed`` are left out.
     """
     name: str = entry.name
     nested = {key: v for key, v in parameters(entry).items() if isinstance(v, Nested)}
     parts = [label(value.make()) for value in nested.values()]
-    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in nested]
+    silent = (*nested, *getattr(entry, "unnamed", ()))
+    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in silent]
     return f"{name}({', '.join(parts)})" if parts else name
 
 

@@ -30,6 +30,7 @@ from . import engines, registry
 from .datasets.downloads import fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
+from .keep import Kept
 from .leaderboard import render
 from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
@@ -66,6 +67,8 @@ def run_suite(
         _notice(console, f"what was stored is now in {aside}")
     store.sweep()
     sweep(out / "runs")
+    if suite.run.save_maps is not None:
+        sweep(Path(suite.run.save_maps))
     for notice in (*plan.notices, *plan.pin(store)):
         _notice(console, notice)
 
@@ -164,7 +167,13 @@ def _closing(reports: Sequence[Report], units: int, folder: Path, seconds: float
         return f"all stored, nothing to do; {folder}"
     forward = sum(report.passes.forward for report in reports)
     backward = sum(report.passes.backward for report in reports)
-    return f"{forward:,} forwards and {backward:,} backwards in {seconds:.1f} s; {folder}"
+    kept = sum(size for report in reports for size in report.kept.values())
+    beside = f", {_bytes(kept)} of curves, maps and pictures" if kept else ""
+    return f"{forward:,} forwards and {backward:,} backwards in {seconds:.1f} s{beside}; {folder}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
 
 
 def _stamp() -> str:
@@ -219,6 +228,7 @@ def _write_run(
                 "name": report.name,
                 "seconds": round(report.seconds, 3),
                 "part": report.part,
+                "kept": report.kept,
                 "events": report.events,
             }
             for report in reports
@@ -299,7 +309,7 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     for _, outlay in work:
         total = total.plus(outlay)
     planned = sum(len(group.active) * group.count for group in plan.groups)
-    missing = sum(len(cells) * len(images) for job, _ in work for cells, images in job.portions)
+    missing = sum(job.scores for job, _ in work)
     unknown = 0
     for group in plan.groups:  # images that are still to be selected
         open_ = group.count - len(group.images)
@@ -311,11 +321,31 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     lines += [
         "",
         f"scores: {planned:,} planned, {planned - missing:,} stored, {missing:,} missing",
+        _kept(plan, [job for job, _ in work]),
         f"units of work: {len(work)}{' so far' if unknown else ''}, of up to {suite.run.slice} "
         f"images; forward shape {' and '.join(map(str, shapes))} rows",
         f"passes to run: {_passes(total)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _kept(plan: Plan, jobs: Sequence[Job]) -> str:
+    """What is to be kept beside the scores and is missing, and how large that is."""
+    sizes = {group.folder: group.source.size for group in plan.groups}
+    counts: Counter[str] = Counter()
+    total = 0
+    for job in jobs:
+        height, width = sizes[job.group]
+        for entries, _ in job.portions:
+            for _, _, metric in entries:
+                if isinstance(metric, Kept):
+                    counts[metric.kind] += len(metric.images)
+                    pixels = {"maps": 4, "pictures": 7}.get(metric.kind, 0)
+                    total += len(metric.images) * height * width * pixels
+    if not counts:
+        return "to keep beside them: nothing is missing"
+    words = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f"to keep beside them: {words} missing; maps and pictures take up to {_bytes(total)}"
 
 
 def _selection_plan(group: Group) -> list[str]:

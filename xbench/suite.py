@@ -37,6 +37,10 @@ class RunOptions(BaseModel):
         batch_size: rows of every forward; "auto" is 32 on a CPU, 128 on a GPU, at most ``slice``.
         workers: processes; "auto" is one per CPU core or GPU, at most one per unit of work.
         slice: images of a unit of work, which is what a kill can cost at most.
+        keep: what to store of every image beside its scores: "curves" of the metrics that have
+            any, "maps" of the methods, with pictures and masks.
+        examples: the first images, of which all of that is stored anyway; a few, for a page.
+        save_maps: a folder for all maps as safetensors files.
     """
 
     model_config = _STRICT
@@ -46,6 +50,9 @@ class RunOptions(BaseModel):
     batch_size: Count | Literal["auto"] = "auto"
     workers: Count | Literal["auto"] = "auto"
     slice: Count = 64
+    keep: list[Literal["curves", "maps"]] = []
+    examples: Annotated[int, Field(ge=0)] = 4
+    save_maps: Annotated[str, Field(min_length=1)] | None = None
 
 
 class _Exclude(BaseModel):

@@ -136,6 +136,13 @@ class Network:
     fetch: str = ""
 
 
+class Line(NamedTuple):
+    """One curve of a metric: (P,) shares of the pixels, and what was read there, (N, P)."""
+
+    shares: Tensor
+    values: Tensor
+
+
 class Sample(NamedTuple):
     """An image (3, H, W) in [0, 1], its label, and a mask (H, W) as in :class:`Batch`."""
 
