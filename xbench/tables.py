@@ -208,7 +208,8 @@ def flags_of(cells: Sequence[Cell], scores: Mapping[str, pd.Series[float]]) -> d
 
     * ``loses_to_random``: the method is worse than the control ``random`` on the images that both
       have scores of: the 95 % interval of the mean paired difference lies on its side. This is said
-      of a method, so it takes evidence.
+      of a method, so it takes evidence. Robustness is left out: nothing is steadier than a map that
+      does not look.
     * ``loses_to_inverted``: likewise than its own map upside down, the control ``inverted``.
     * ``won_by_NAME``, on all cells of the metric: a control that sees neither the network nor the
       object has a better mean than every method. This is what the column shows, as it shows it.
