@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from xbench.maps import (
+    all_finite,
+    ascending,
     channel_sum,
     is_constant,
     levelled,
     quantile,
     ranks,
+    stable_argsort,
     unit_range,
     upsample,
     weighted_sum,
@@ -171,3 +174,31 @@ def test_ranks_without_ties_do_not_depend_on_the_permutation() -> None:
 def test_ranks_of_the_negated_map_are_reversed_without_ties() -> None:
     order = permutations(5, 42)
     assert torch.equal(ranks(-MAPS, order), 41 - ranks(MAPS, order))
+
+
+# --- sorting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [0, 2, 5])
+def test_a_stable_argsort_is_torchs(levels: int, dtype: torch.dtype, descending: bool) -> None:
+    values = torch.randn(3, 200, generator=torch.Generator().manual_seed(levels)).to(dtype)
+    values = values if levels == 0 else (values * levels).round() / levels
+    values[0, :4] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
+    values[1, 7] = torch.finfo(dtype).tiny / 2
+    expected = values.argsort(dim=1, descending=descending, stable=True)
+    assert torch.equal(stable_argsort(values, descending), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ascending_values_are_torchs(dtype: torch.dtype) -> None:
+    values = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(ascending(values), values.sort(dim=1).values)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_one_number_that_is_not_finite_marks_its_own_image_alone(wrong: float) -> None:
+    images = torch.full((3, 2, 4, 4), -1e38)
+    images[1, 1, 2, 3] = wrong
+    assert all_finite(images).tolist() == [True, False, True]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -156,12 +157,41 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 
 def ranks(maps: Tensor, permutation: Tensor) -> Tensor:
-    """Rank of each pixel, (N, H, W) int64: 0 for the most salient.
+    """Rank of each pixel, (N, H, W) int32: 0 for the most salient.
 
     Equal values are ordered by ``permutation`` (N, H * W), which is drawn per image and is the same
     for all methods: raster order would favour the upper left corner of every map with a flat part.
     """
     shuffled = maps.flatten(1).gather(1, permutation)
-    order = permutation.gather(1, shuffled.argsort(dim=1, descending=True, stable=True))
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)
+    order = permutation.gather(1, stable_argsort(shuffled, descending=True))
+    places = torch.arange(order.shape[1], dtype=torch.int32, device=order.device).expand_as(order)
+    return places.new_empty(order.shape).scatter_(1, order, places).view(maps.shape)
+
+
+def stable_argsort(values: Tensor, descending: bool = False) -> Tensor:
+    """Order along the last axis, (N, K) int64, as torch's; 0.0 and -0.0 are equal.
+
+    A stable sort of torch takes as long on a CPU as two forwards of a small network. There, for
+    float32, value and place become one whole number, none of which is equal to another, and NumPy
+    sorts those ten times as fast.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        return values.argsort(dim=1, descending=descending, stable=True)
+    bits = (values + 0.0).view(torch.int32)  # and -0.0 becomes 0.0
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative numbers fall as their bits rise
+    keys = (~rising if descending else rising).long() << 32
+    keys |= torch.arange(values.shape[1])
+    keys.numpy().sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
+def ascending(values: Tensor) -> Tensor:
+    """Values (N, K) in ascending order along the last axis, by NumPy on a CPU: 30 times as fast."""
+    if values.device.type != "cpu":
+        return values.sort(dim=1).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=1))
+
+
+def all_finite(values: Tensor) -> Tensor:
+    """(N,) bool: whether all numbers of an image or map (N, ...) are finite."""
+    return values.flatten(1).abs().amax(1).isfinite()

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .errors import Unsupported
 from .imputation import linear_imputation
-from .maps import Sign, ranks, unit_range, with_sign
+from .maps import Sign, ascending, ranks, stable_argsort, unit_range, with_sign
 from .probe import Again, Explanation, Logits, Need, Probe, closure, probability
 from .types import Model, Passes
 
@@ -348,7 +348,7 @@ class Permutation(Need[Tensor]):
 
     def compute(self, on: Probe) -> Tensor:
         # 24-bit numbers may repeat; the stable sort then keeps raster order among those few
-        return on.uniform("ties").flatten(1).argsort(dim=1, stable=True)
+        return stable_argsort(on.uniform("ties").flatten(1))
 
 
 Ties = Literal["seeded", "first", "last", "above", "partition"]
@@ -397,7 +397,50 @@ class SortedMap(Need[tuple[Tensor, Tensor]]):
 
     def compute(self, on: Explanation) -> tuple[Tensor, Tensor]:
         maps = unit_range(with_sign(on.saliency, self.sign))
-        return maps, maps.flatten(1).sort(dim=1).values
+        return maps, ascending(maps.flatten(1))
+
+
+def ordered(on: Explanation, order: Ranks | SortedMap) -> Tensor:
+    """(N, H, W) numbers that put a map's pixels into an order."""
+    return on[order] if isinstance(order, Ranks) else on[order][0]
+
+
+@dataclass(frozen=True)
+class Spread(Need[Tensor]):
+    """(N, 3, H, W) the numbers of an order, for each channel and laid out as the network's images.
+
+    Masks made from them fit the images, where one for all channels would be spread at each step.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    order: Ranks | SortedMap
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (self.order,)
+
+    def compute(self, on: Explanation) -> Tensor:
+        numbers, like = ordered(on, self.order)[:, None], on.probe.inputs
+        if numbers[0].numel() <= 2**24:  # float32 holds these places exactly
+            numbers = numbers.to(like.dtype)
+        return on.probe.model.laid_out(numbers.expand(-1, like.shape[1], -1, -1))
+
+
+@dataclass(frozen=True)
+class Ends(Need[tuple[Tensor, Tensor]]):
+    """Images (N, 3, H, W) and their baseline (1 or N, 3, H, W), laid out as the network reads them.
+
+    Blended, they need not be laid out anew at each step.
+    """
+
+    baseline: BaselineName
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (BaselineImage(self.baseline),)
+
+    def compute(self, on: Probe) -> tuple[Tensor, Tensor]:
+        return on.model.laid_out(on.inputs), on.model.laid_out(on[BaselineImage(self.baseline)])
 
 
 @dataclass(frozen=True)
@@ -444,9 +487,9 @@ class Shown(Need[Tensor]):
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:
-        fill = self.fill
-        below = ImputationNoise() if isinstance(fill, Imputation) else BaselineImage(fill)
-        return (Logits(), below, self.order)
+        if isinstance(self.fill, Imputation):
+            return (Logits(), ImputationNoise(), self.order)
+        return (Logits(), Ends(self.fill), Spread(self.order))
 
     @property
     def order(self) -> Ranks | SortedMap:
@@ -462,31 +505,36 @@ class Shown(Need[Tensor]):
 
     def mask(self, on: Explanation) -> Tensor:
         """(N, H, W) bool: the pixels that are shown."""
-        if isinstance(self.order, SortedMap):
-            return self._together(*on[self.order])
-        place = on[self.order]
-        pixels = place[0].numel()
-        # of the rest too, so that both directions of a curve pass images of the same counts
-        count = round(pixels * self.share)
-        return place < count if self.keep == "salient" else place >= pixels - count
+        compare, bound = self._rule(on)
+        return compare(ordered(on, self.order)[:, None], bound)[:, 0]
 
-    def _together(self, maps: Tensor, ascending: Tensor) -> Tensor:
+    def _rule(self, on: Explanation) -> tuple[Callable[..., Tensor], int | Tensor]:
+        """How the order's number of a pixel compares with which bound, (N, 1, 1, 1) or one for all,
+        if the pixel is shown.
+        """
+        pixels = on.saliency[0].numel()
+        if isinstance(self.order, Ranks):
+            # of the rest too, so that both directions of a curve pass images of the same counts
+            count = round(pixels * self.share)
+            return (torch.lt, count) if self.keep == "salient" else (torch.ge, pixels - count)
+        _, ascending = on[self.order]
         below = 1 - self.share if self.keep == "salient" else self.share
-        threshold = ascending[:, max(int(ascending.shape[1] * below), 1) - 1]
+        threshold = ascending[:, max(int(pixels * below), 1) - 1]
         if self.ties == "partition":
             top = ascending[:, -1]
             threshold = torch.where(threshold == top, top.nextafter(top - 1), threshold)
-        above = maps > threshold[:, None, None]
-        return above if self.keep == "salient" else ~above
+        return torch.gt if self.keep == "salient" else torch.le, threshold[:, None, None, None]
 
     def image(self, on: Explanation) -> Tensor:
         """(real, 3, H, W) in network space; the probe's filling is left out."""
-        probe, mask = on.probe, self.mask(on)
-        real = slice(probe.real)
+        real = slice(on.probe.real)
         if isinstance(self.fill, Imputation):
-            return _imputed(self.fill, probe, mask)[real]
-        baseline = on[BaselineImage(self.fill)].expand(probe.rows, -1, -1, -1)
-        return torch.lerp(baseline[real], probe.inputs[real], mask[real, None].to(baseline.dtype))
+            return _imputed(self.fill, on.probe, self.mask(on))[real]
+        images, baseline = on[Ends(self.fill)]
+        compare, bound = self._rule(on)
+        # a mask of numbers at once, then blended in place: half the time of bool and a mask for all
+        mask = compare(on[Spread(self.order)], bound, out=torch.empty_like(images))
+        return torch.lerp(baseline, images, mask, out=mask)[real]
 
 
 def _imputed(fill: Imputation, probe: Probe, known: Tensor) -> Tensor:
@@ -732,8 +780,8 @@ class Recovered(Need[Recovery]):
 
 def _saliency(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of a map in each set of pixels (N, S, H, W), and in all: (N, S) and (N, 1) float64."""
-    mass = maps.flatten(1).double()
-    return (mass[:, None] * chosen.flatten(2)).sum(2), mass.sum(1, keepdim=True)
+    mass = (maps[:, None] * chosen.to(maps.dtype)).sum((2, 3), dtype=torch.float64)
+    return mass, maps.sum((1, 2), dtype=torch.float64)[:, None]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from . import noise
 from .autograd import Meter, Objective, class_gradient, recording
 from .errors import Unpriced, Unsupported, UsageError
 from .features import FeatureLayout
+from .maps import all_finite
 from .types import Batch, Model, Passes
 
 T = TypeVar("T")
@@ -395,9 +396,9 @@ class Explanation:
         self.method = method
         self.nonfinite = nonfinite
         # an image that is not finite has no map, whatever a ReLU made of it
-        sound = probe.inputs.flatten(1).isfinite().all(1)[:, None, None]
+        sound = all_finite(probe.inputs)[:, None, None]
         self.raw = saliency = saliency.detach().where(sound, torch.nan)
-        self.finite = saliency.isfinite().flatten(1).all(1)
+        self.finite = all_finite(saliency)
         self.saliency = saliency.where(self.finite[:, None, None], 0)
         self._values: dict[Need[Any], Any] = {}
 

@@ -100,10 +100,14 @@ class Model:
         depthwise ones, are faster. Whoever calls ``net`` itself gets the same logits up to
         rounding.
         """
-        if inputs.device.type == "cpu":
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.net(inputs)
+        logits: Tensor = self.net(self.laid_out(inputs))
         return logits
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """The same images (N, 3, H, W) in the memory layout in which :meth:`logits` passes them."""
+        if inputs.device.type != "cpu":
+            return inputs
+        return inputs.contiguous(memory_format=torch.channels_last)
 
     def layer(self, name: str) -> str:
         """Module path of a role; a module path stands for itself."""
