@@ -45,6 +45,8 @@ ORDER = (
     "runner",
     "engines",
     "progress",
+    # recipe -> weights; knows nothing of methods, metrics or the runner
+    "training",
     # what users meet
     "tables",
     "leaderboard",

@@ -43,6 +43,7 @@ class ShapesResNet:
 _OWN: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": resnet.resnet20,
     "resnet56": resnet.resnet56,
+    "shapes_resnet": resnet.shapes_resnet,
 }
 
 

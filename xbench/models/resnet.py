@@ -88,6 +88,6 @@ def resnet56(classes: int = 10) -> ResNet:
     return ResNet(9, classes=classes)
 
 
-def shapes_resnet() -> ResNet:
+def shapes_resnet(classes: int = 12) -> ResNet:
     """The small network of the ``shapes`` data set: 64 x 64 images, 12 classes, last map 8 x 8."""
-    return ResNet(1, (8, 16, 32), classes=12, stem_stride=2)
+    return ResNet(1, (8, 16, 32), classes=classes, stem_stride=2)
