@@ -10,15 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import Answer
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from xbench import registry
 from xbench.document import Document
-from xbench.errors import BadWeights, UsageError, XbenchError
 from xbench.training import loop
-from xbench.training.log import COLUMNS
 from xbench.training.recipe import Recipe, load_recipe
 
 Command = Callable[..., Answer]
@@ -72,7 +68,7 @@ def table(out: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-class Stop(Exception):  # noqa: N818
+class Stop(Exception):
     """An interruption."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xbench import registry
-from xbench.autograd import frozen_statistics, fused_batch_norm
-from xbench.errors import Unsupported, UsageError
-from xbench.training import regularisers
-from xbench.training.step import Step, cosine
+from xbench.autograd import fused_batch_norm
+from xbench.training.step import Step
 
 
 def network(activation: Callable[[], nn.Module] = nn.ReLU, *, norm: bool = True) -> nn.Module:

@@ -2,7 +2,8 @@
 
 Three functions for notebooks (:func:`attribute`, :func:`score`, :func:`evaluate`), five decorators
 for plug-ins (:func:`method`, :func:`metric`, :func:`model`, :func:`dataset`, :func:`regulariser`),
-and the types that they meet. Names are loaded on first use, so that importing the package costs nothing.
+and the types that they meet. Names are loaded on first use, so that importing the package costs
+nothing.
 """
 
 from __future__ import annotations
