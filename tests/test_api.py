@@ -99,6 +99,7 @@ def test_a_metric_that_runs_the_method_again_cannot_score_maps_alone(name: str) 
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("saboteurs")
 def test_an_exception_of_a_metric_reaches_its_caller_unchanged() -> None:
     maps = torch.rand(7, 16, 16).double()
     with pytest.raises(ValueError, match=r"^the metric's own words$"):

@@ -48,11 +48,16 @@ ORDER = (
     # recipe -> weights; knows nothing of methods, metrics or the runner
     "training",
     # what users meet
+    "statistics",
+    "plot",
     "tables",
     "leaderboard",
+    "provenance",
+    "compare",
     "run",
     "info",
     "api",
+    "explain",
     "testing",
     "cli",
 )

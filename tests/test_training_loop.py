@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xbench.document import Document
+from xbench.models.architectures import OWN
+from xbench.models.resnet import ResNet
 from xbench.training import loop
 from xbench.training.recipe import Recipe, load_recipe
 
@@ -43,10 +45,7 @@ def _entries(plugin: Path) -> None:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrow network in the place of ResNet-20."""
-    from xbench.models import entries
-    from xbench.models.resnet import ResNet
-
-    monkeypatch.setitem(entries._OWN, "resnet20", lambda classes: ResNet(1, (4, 4, 4), classes))
+    monkeypatch.setitem(OWN, "resnet20", lambda classes: ResNet(1, (4, 4, 4), classes))
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -67,7 +67,7 @@ def attribute(
         Unsupported: if the method cannot work on this network.
     """
     chosen = registry.make("methods", method, params)
-    given = _Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
+    given = Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
     with given.probes([chosen], []) as probes:
         return torch.cat([probe.explain(chosen).raw[: probe.real] for probe in probes])
 
@@ -109,7 +109,7 @@ def score(
         raise UsageError(f"maps have the shape {tuple(maps.shape)}, expected {wanted_shape}")
     if not maps.is_floating_point():
         raise UsageError(f"maps are {maps.dtype}, expected floating point; maps.float() converts")
-    given = _Given(net, images, target, masks, None, mean, std, seed, keys, batch_size)
+    given = Given(net, images, target, masks, None, mean, std, seed, keys, batch_size)
     found: list[float] = []
     with given.probes([], [chosen]) as probes:
         for probe in probes:
@@ -154,7 +154,7 @@ def evaluate(
             raise UsageError(f"{kind} must be a list, such as [{given_names!r}]")
     chosen = [_entry("methods", item) for item in methods]
     asked = [_entry("metrics", item) for item in metrics]
-    given = _Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
+    given = Given(net, images, target, masks, layer, mean, std, seed, keys, batch_size)
     rows = []
     with given.probes(chosen, asked) as probes:
         for probe in probes:
@@ -176,7 +176,7 @@ def _entry(kind: str, item: str | Mapping[str, Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """What the three functions take alike; see :func:`attribute`."""
 
     net: nn.Module

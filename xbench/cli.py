@@ -247,6 +247,92 @@ def table(form: str, **options: Any) -> int:
 
 
 @cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--strict", is_flag=True, help="Exit 4 on a change for the better too.")
+@click.option(
+    "--allow-different",
+    is_flag=True,
+    help="Compare cells by name although data, weights, parameters or versions differ.",
+)
+@click.option("--update", is_flag=True, help="Then make BASE what NEW is.")
+@click.option("--md", "form", flag_value="md", help="As a comment on a pull request.")
+@click.option("--json", "form", flag_value="json", help="As JSON.")
+@click.option("--terminal", "form", flag_value="terminal", default=True, hidden=True)
+def compare(base: Path, new: Path, form: Any, **options: bool) -> int:
+    """Say what became worse from BASE to NEW, image by image; exit 4 on a regression.
+
+    Each is a folder with table.csv, per_image.parquet and provenance.json: one of runs/, or a
+    committed one such as results/quick. A folder with runs/ stands for the latest run.
+    """
+    from .compare import compare as judge
+    from .compare import read_results, render, update
+
+    fresh = read_results(new)
+    if options["update"] and not base.exists():
+        update(base, fresh)
+        return FINE
+    comparison = judge(read_results(base), fresh, allow_different=options["allow_different"])
+    click.echo(render(comparison, form), nl=False)
+    if options["update"]:
+        update(base, fresh)
+        return FINE
+    return comparison.status(strict=options["strict"])
+
+
+@cli.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--model", default="shapes/resnet", show_default=True, metavar="NAME|{name: ...}")
+@click.option(
+    "--methods",
+    multiple=True,
+    metavar="NAME|{name: ...}",
+    help="Repeatable; default: gradient, guided_absolute_grad, integrated_gradients, grad_cam.",
+)
+@click.option(
+    "--metrics",
+    multiple=True,
+    metavar="NAME|{name: ...}",
+    help="Print these scores too; repeatable.",
+)
+@click.option("--target", type=click.IntRange(0), help="Class to explain; default: the predicted.")
+@click.option("--side", type=click.IntRange(1), help="Side of the centre square that is explained.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Where weights are looked for.")
+@click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import entries first.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Figure to write, .png, .svg or .pdf; default: <IMAGE>-explained.png here.",
+)
+def explain(image: Path, model: str, out: Path | None, **options: Any) -> None:
+    """Draw maps of some methods over one picture, and print its scores."""
+    _plugins(options["plugin"])
+    from . import explain as one
+    from .suite import read_choices
+
+    path = out or Path(f"{image.stem}-explained.png")
+    one.check_form(path)
+    methods = options["methods"] or one.METHODS
+    metrics = read_choices("metrics", options["metrics"], "--metrics")
+    found = one.explain(
+        image,
+        read_choices("models", [model], "--model")[0],
+        read_choices("methods", methods, "--methods"),
+        metrics,
+        data=_data(options["data"]),
+        target=options["target"],
+        side=options["side"],
+        seed=options["seed"],
+    )
+    click.echo(one.report(found, metrics))
+    if found.maps:
+        one.save(one.figure(found, metrics), path)
+        click.echo(str(path))
+
+
+@cli.command()
 @click.argument("recipe")
 @click.option(
     "--set",

@@ -117,6 +117,7 @@ class Group:
         classes: that the network tells apart.
         weights: hash of the model's weights.
         folder: of the store, for data set and model.
+        identity: what all cells of the group share.
     """
 
     dataset: Choice
@@ -128,6 +129,7 @@ class Group:
     images: tuple[tuple[int, str], ...]
     cells: tuple[Cell, ...]
     folder: tuple[str, str]
+    identity: Mapping[str, Any]
 
     @cached_property
     def active(self) -> tuple[Cell, ...]:
@@ -355,7 +357,7 @@ def _group(
         f"{dataset.name}@{_short(facts['dataset'])}",
         f"{model.name}@{_short(facts['model'])}",
     )
-    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder)
+    return Group(dataset, model, source, sketch, classes, weights, images, cells, folder, facts)
 
 
 def _short(value: Any) -> str:

@@ -17,11 +17,12 @@ from typing import Any
 
 from rich.console import Console
 
-from . import engines
+from . import engines, registry
 from .files import atomic_write, sweep
 from .leaderboard import render
 from .plan import Outlay, Plan, make_plan
 from .progress import Reporter
+from .provenance import provenance
 from .runner import Report, versions
 from .store import Store
 from .suite import Suite
@@ -72,7 +73,9 @@ def run_suite(
     for notice in results.notices:
         _notice(console, notice)
     folder = out / "runs" / _stamp()
-    _write_run(folder, plan, results, work, reporter.reports, time.monotonic() - began, finished)
+    _write_run(
+        folder, plan, store, results, work, reporter.reports, time.monotonic() - began, finished
+    )
     _show(results, form)
     if not quiet:
         _notice(console, _closing(reporter.reports, len(jobs), folder, time.monotonic() - began))
@@ -114,6 +117,7 @@ def _stamp() -> str:
 def _write_run(
     folder: Path,
     plan: Plan,
+    store: Store,
     results: Results,
     work: Sequence[tuple[Any, Outlay]],
     reports: Sequence[Report],
@@ -157,6 +161,8 @@ def _write_run(
             for report in reports
         ],
     }
+    origin = json.dumps(provenance(plan, store), indent=1, sort_keys=True, default=registry.plain)
+    atomic_write(folder / "provenance.json", origin.encode() + b"\n")
     atomic_write(folder / "run.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     atomic_write(folder / "table.csv", to_csv(results.table).encode())
     atomic_write(folder / "table.md", render(results, "md").encode())

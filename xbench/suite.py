@@ -252,6 +252,26 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()
     )
 
 
+def read_choices(kind: str, items: Sequence[str], option: str) -> tuple[Choice, ...]:
+    """Entries that are named outside a suite, each a name or a YAML mapping with a key ``name``.
+
+    Args:
+        kind: "datasets", "models", "methods" or "metrics".
+        items: such as ``smooth_grad`` or ``{name: smooth_grad, samples: 50}``.
+        option: who names them, for messages.
+
+    Raises:
+        SuiteError: with every problem that was found.
+    """
+    value = {kind: [parse(item, option).value for item in items]}
+    given: dict[tuple[str | int, ...], str] = {(kind, at): option for at in range(len(items))}
+    reader = _Reader(Document(value, option, {}, given))
+    chosen = reader.choices(kind, value[kind])
+    if reader.problems:
+        raise SuiteError(reader.problems)
+    return chosen
+
+
 def _with(value: Any, path: Sequence[str], setting: Any, key: str) -> Any:
     if not path:
         return setting

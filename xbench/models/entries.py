@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from ..errors import UsageError
-from ..registry import model, suggestion
+from ..registry import model
 from ..types import Network
 from . import resnet, torchvision
+from .architectures import architecture
 
 Mean = Annotated[float, Field(ge=0, le=1)]
 Std = Annotated[float, Field(gt=0, le=1)]
@@ -40,20 +40,15 @@ class ShapesResNet:
         )
 
 
-_OWN: dict[str, Callable[[int], nn.Module]] = {
-    "resnet20": resnet.resnet20,
-    "resnet56": resnet.resnet56,
-    "shapes_resnet": resnet.shapes_resnet,
-}
-
-
 @model("checkpoint")
 class Checkpoint:
     """An architecture with weights from a file.
 
     Args:
-        architecture: ``resnet20`` or ``resnet56`` (CIFAR's, 32 x 32), or ``torchvision/<name>`` for
-            any classifier of torchvision, such as ``torchvision/mobilenet_v2``.
+        architecture: for 32 x 32 images ``resnet20``, ``resnet56``, ``resnet18_32``,
+            ``resnet34_32``, ``resnet50_32``, ``mobilenet_v2_32``, ``vgg16_bn_32`` or
+            ``densenet121_32``; or ``torchvision/<name>`` for any classifier of torchvision, such as
+            ``torchvision/mobilenet_v2``.
         weights: safetensors, or a ``.pt`` file of tensors alone; a relative path is looked for in
             the data directory, then in the working directory.
         classes: outputs of the last layer.
@@ -83,12 +78,7 @@ class Checkpoint:
         )
 
     def _builder(self) -> Callable[[], nn.Module]:
-        known = {**_OWN, **torchvision.architectures()}
-        if self.architecture not in known:
-            raise UsageError(
-                f"unknown architecture {self.architecture!r}{suggestion(self.architecture, known)}"
-            )
-        make = known[self.architecture]
+        make = architecture(self.architecture)
 
         def build() -> nn.Module:
             net = make(self.classes)

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..autograd import frozen_statistics, fused_batch_norm, guided_relu, loss_gradient
 from ..errors import Unsupported, UsageError, XbenchError
+from ..models.architectures import architecture
 from ..noise import stream_keys, uniform
-from ..registry import make
 from . import checkpoint
 from .augmentation import augmented
 from .log import Reporter, Row, write_figure, write_table
@@ -336,9 +336,9 @@ def _finite(value: float) -> float | None:
 
 def _begin(recipe: Recipe, classes: int, device: torch.device) -> State:
     """Fresh weights, drawn on the CPU, so that they are equal everywhere."""
-    params = {"architecture": recipe.architecture, "weights": "fresh", "classes": classes}
+    build = architecture(recipe.architecture)
     torch.manual_seed(recipe.seed)
-    net: nn.Module = make("models", "checkpoint", params).describe(None).build()
+    net = build(classes)
     for module in net.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
