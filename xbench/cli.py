@@ -334,6 +334,7 @@ def explain(image: Path, model: str, out: Path | None, **options: Any) -> None:
 
 @cli.command()
 @click.argument("recipe")
+@click.option("--variant", metavar="NAME", help="A regulariser that the recipe lists by this name.")
 @click.option(
     "--set",
     "settings",
@@ -352,12 +353,13 @@ def explain(image: Path, model: str, out: Path | None, **options: Any) -> None:
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of this training; default: training/<recipe>-<regulariser>-seed<seed>.",
+    help="Folder of this training; default: training/<recipe>-<variant>-seed<seed>.",
 )
 @click.option("--fresh", is_flag=True, help="Begin anew, whatever the folder holds.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def train(
     recipe: str,
+    variant: str | None,
     settings: tuple[str, ...],
     device: str,
     data: Path | None,
@@ -377,7 +379,10 @@ def train(
     chosen = load_recipe(read_recipe(recipe), _settings(settings, "seed=1"))
     from .training.loop import train as run_training
 
-    folder = out or Path("training") / chosen.label
+    if variant is not None:
+        chosen = chosen.variant(variant)
+    label = variant or chosen.regulariser["name"]
+    folder = out or Path("training") / f"{chosen.name}-{label}-seed{chosen.seed}"
     weights = run_training(
         chosen, out=folder, data=_data(data), device=device, fresh=fresh, quiet=quiet
     )

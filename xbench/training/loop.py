@@ -104,7 +104,7 @@ def train(
     """
     console = Console(stderr=True)
     with _world() as world, torch.random.fork_rng():
-        place = _device(device, world)
+        place, build = _device(device, world), architecture(recipe.architecture)
         weights, kept = out / "weights.safetensors", out / "checkpoint.safetensors"
         if not fresh and weights.exists():
             _, facts = checkpoint.read(weights)
@@ -116,7 +116,8 @@ def train(
         pictures = open_pictures(recipe.train, data, place)
         tested = open_pictures([recipe.test], data, place)
         steps = _steps(recipe, pictures, tested, world)
-        state = _begin(recipe, pictures.classes, place)
+        torch.manual_seed(recipe.seed)
+        state = _begin(recipe, build(pictures.classes), place)
         if not fresh and kept.exists():
             tensors, facts = checkpoint.read(kept)
             _same_recipe(recipe, facts, kept)
@@ -334,11 +335,8 @@ def _finite(value: float) -> float | None:
     return value if value - value == 0 else None
 
 
-def _begin(recipe: Recipe, classes: int, device: torch.device) -> State:
-    """Fresh weights, drawn on the CPU, so that they are equal everywhere."""
-    build = architecture(recipe.architecture)
-    torch.manual_seed(recipe.seed)
-    net = build(classes)
+def _begin(recipe: Recipe, net: nn.Module, device: torch.device) -> State:
+    """A network with fresh weights, drawn on the CPU, so that they are equal everywhere."""
     for module in net.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]

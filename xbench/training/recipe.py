@@ -43,6 +43,7 @@ def _listed(value: Any) -> Any:
 
 
 Dataset = Annotated[dict[str, Any], _entry("datasets")]
+Regulariser = Annotated[dict[str, Any], _entry("regularisers")]
 
 
 class Augmentation(BaseModel):
@@ -71,6 +72,7 @@ class Recipe(BaseModel):
         test: data set on which the accuracy is read after each epoch. Nothing is chosen by it.
         mean, std: per channel, on the [0, 1] scale.
         regulariser: what is added to the loss; ``none``, or a mapping with its ``name``.
+        variants: other regularisers of the same recipe by short names, to choose from.
         seed: of the weights, the order of images, the augmentation and dropout.
         epochs: times that each image is seen.
         batch_size: images of a step, of all processes together; an incomplete last batch of an
@@ -94,7 +96,8 @@ class Recipe(BaseModel):
     test: Dataset
     mean: Annotated[list[Mean], Field(min_length=3, max_length=3)]
     std: Annotated[list[Std], Field(min_length=3, max_length=3)]
-    regulariser: Annotated[dict[str, Any], _entry("regularisers")] = {"name": "none"}
+    regulariser: Regulariser = {"name": "none"}
+    variants: Annotated[dict[str, Regulariser], Field(exclude=True)] = {}
     seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count
     batch_size: Count = 128
@@ -112,10 +115,16 @@ class Recipe(BaseModel):
         """A data set or regulariser of this recipe."""
         return registry.make(kind, params["name"], {k: v for k, v in params.items() if k != "name"})
 
-    @property
-    def label(self) -> str:
-        """Name of a folder for it."""
-        return f"{self.name}-{self.regulariser['name']}-seed{self.seed}"
+    def variant(self, name: str) -> Recipe:
+        """The same recipe under another of its regularisers.
+
+        Raises:
+            UsageError: if it has none of that name.
+        """
+        if name not in self.variants:
+            known = registry.suggestion(name, self.variants) if self.variants else "; it has none"
+            raise UsageError(f"recipe {self.name!r} has no variant {name!r}{known}")
+        return self.model_copy(update={"regulariser": self.variants[name]})
 
     def rate(self, epoch: float) -> float:
         """Learning rate after that many epochs."""
