@@ -907,8 +907,13 @@ def test_the_gradient_of_losses_is_each_images_own_and_can_be_differentiated() -
 def test_frozen_statistics_leave_every_module_in_its_mode_also_after_an_error() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).train()
     net[1].eval()
-    with pytest.raises(KeyError), autograd.frozen_statistics(net):
-        assert not net.training
-        assert not net[0].training
-        raise KeyError
+
+    def fail() -> None:
+        with autograd.frozen_statistics(net):
+            assert not net.training
+            assert not net[0].training
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert [module.training for module in net.modules()] == [True, True, False]

@@ -133,8 +133,7 @@ def train(
                     facts = {"recipe": recipe.plain(), "history": state.history}
                     checkpoint.write(kept, state.tensors(), facts)
                     write_table(out / "log.csv", state.history)
-                    write_figure(out / "losses.svg", state.history, recipe.name)
-                reporter.epoch(row)
+                    reporter.epoch(row)
         if world.is_first:
             facts = {
                 "architecture": recipe.architecture,
@@ -145,6 +144,7 @@ def train(
                 "accuracy": state.history[-1]["test_accuracy"],
                 "recipe": recipe.plain(),
             }
+            write_figure(out / "losses.svg", state.history, recipe.name)
             checkpoint.write(weights, state.net.state_dict(), facts)
     return weights
 
