@@ -87,7 +87,7 @@ class Stop(Exception):
 
 def stopped(out: Path, after: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """A run that ends in the middle of an epoch, after so many steps."""
-    real, done = loop._Run.step, [0]
+    real, done = loop.Run.step, [0]
 
     def step(run: Any, epoch: int, batch: list[int]) -> Tensor:
         done[0] += 1
@@ -96,7 +96,7 @@ def stopped(out: Path, after: int, monkeypatch: pytest.MonkeyPatch, **changes: A
         return real(run, epoch, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "step", step)
+        patch.setattr(loop.Run, "step", step)
         with pytest.raises(Stop):
             loop.train(recipe(**changes), out=out, quiet=True)
 
@@ -248,7 +248,7 @@ def test_a_finished_run_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = trained(tmp_path / "run")
-    monkeypatch.setattr(loop._Run, "epoch", None)
+    monkeypatch.setattr(loop.Run, "epoch", None)
     assert equal(trained(tmp_path / "run"), first)
 
 
@@ -291,7 +291,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_epoch_before(
 ) -> None:
     stopped(tmp_path / "run", 3, monkeypatch)
     before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
-    monkeypatch.setattr(loop._Run, "criterion", lambda run, logits, labels: logits.sum(1) / 0)
+    monkeypatch.setattr(loop.Run, "criterion", lambda run, logits, labels: logits.sum(1) / 0)
     with pytest.raises(XbenchError, match="not finite in epoch 2; a lower learning_rate"):
         trained(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
@@ -375,7 +375,7 @@ def test_a_wrong_word_costs_status_2(
 def test_an_interrupt_leaves_a_state_from_which_the_same_command_goes_on(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, real, done = recipe_file(tmp_path / "small.yaml"), loop._Run.step, [0]
+    path, real, done = recipe_file(tmp_path / "small.yaml"), loop.Run.step, [0]
 
     def step(run: Any, epoch: int, batch: list[int]) -> Tensor:
         done[0] += 1
@@ -383,7 +383,7 @@ def test_an_interrupt_leaves_a_state_from_which_the_same_command_goes_on(
             raise KeyboardInterrupt
         return real(run, epoch, batch)
 
-    monkeypatch.setattr(loop._Run, "step", step)
+    monkeypatch.setattr(loop.Run, "step", step)
     broken = command("train", path, "--out", tmp_path / "run")
     assert broken.status == 130
     assert "the same command goes on" in broken.err

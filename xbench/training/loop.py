@@ -117,12 +117,12 @@ def train(
         tested = open_pictures([recipe.test], data, place)
         steps = _steps(recipe, pictures, tested, world)
         torch.manual_seed(recipe.seed)
-        state = _begin(recipe, build(pictures.classes), place)
+        state = begin(recipe, build(pictures.classes), place)
         if not fresh and kept.exists():
             tensors, facts = checkpoint.read(kept)
             _same_recipe(recipe, facts, kept)
             state.restore(tensors, facts["history"])
-        run = _Run(recipe, place, world, pictures, tested, steps, state)
+        run = Run(recipe, place, world, pictures, tested, steps, state)
         with Reporter(console, recipe.epochs, steps, quiet=quiet or not world.is_first) as reporter:
             if state.history:
                 reporter.say(f"goes on after epoch {len(state.history)} of {recipe.epochs}")
@@ -150,7 +150,9 @@ def train(
 
 
 @dataclass
-class _Run:
+class Run:
+    """A training under way: epochs of steps, and what is measured after each."""
+
     recipe: Recipe
     device: torch.device
     world: World
@@ -335,7 +337,7 @@ def _finite(value: float) -> float | None:
     return value if value - value == 0 else None
 
 
-def _begin(recipe: Recipe, net: nn.Module, device: torch.device) -> State:
+def begin(recipe: Recipe, net: nn.Module, device: torch.device) -> State:
     """A network with fresh weights, drawn on the CPU, so that they are equal everywhere."""
     for module in net.modules():
         if getattr(module, "inplace", False) is True:
