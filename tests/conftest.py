@@ -21,7 +21,7 @@ import yaml
 import xbench
 from xbench import registry
 from xbench.document import Document
-from xbench.suite import Suite, load_suite
+from xbench.suite import Suite, suite_as_written
 
 PLUGIN = '''
 """A method, a metric, a model and a data set: small, fast and seeded."""
@@ -426,7 +426,8 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def suite_of(**changes: Any) -> Suite:
-    return load_suite(Document(small(**changes), "test", {}))
+    """SMALL with these keys replaced, and no metric besides."""
+    return suite_as_written(Document(small(**changes), "test", {}))
 
 
 @pytest.fixture

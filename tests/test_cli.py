@@ -15,9 +15,11 @@ import pytest
 from conftest import Answer, environment, finish, last_run, start, suite_file
 
 from xbench.cli import VARIABLES, cli
-from xbench.suite import builtin_suites
+from xbench.suite import FACTS, builtin_suites
 
 Command = Callable[..., Answer]
+METRICS = 3 + 1 + len(FACTS)
+"""Of the suite: those that it names, the gain beside the drop, facts about maps."""
 
 
 @pytest.fixture
@@ -233,14 +235,14 @@ def test_a_run_prints_its_leaderboard_and_ends_with_0(command: Command, suite: P
 
 def test_a_run_as_json_is_the_table(command: Command, suite: Path) -> None:
     rows = json.loads(command("run", suite, "--json").out)
-    assert len(rows) == 9
+    assert len(rows) == 3 * METRICS
     assert {row["status"] for row in rows} == {"ok"}
 
 
 def test_the_plan_says_what_the_run_then_does(command: Command, suite: Path) -> None:
     before = command("plan", suite).out
     assert not list(Path().glob("results/store/*"))
-    assert "scores: 90 planned, 0 stored, 90 missing" in before
+    assert "scores: 210 planned, 0 stored, 210 missing" in before
     assert "units of work: 2, of up to 8 images; forward shape 4 rows" in before
     command("run", suite)
     run = json.loads((last_run(Path("results")) / "run.json").read_text())
@@ -250,7 +252,7 @@ def test_the_plan_says_what_the_run_then_does(command: Command, suite: Path) -> 
     (line,) = [line for line in before.splitlines() if "all together, per image" in line]
     assert line.endswith(per_image)
     after = command("plan", suite).out
-    assert "scores: 90 planned, 90 stored, 0 missing" in after
+    assert "scores: 210 planned, 210 stored, 0 missing" in after
     assert "passes to run: 0 forward + 0 backward" in after
 
 
@@ -271,7 +273,7 @@ def test_tables_come_from_what_is_stored_in_every_format(command: Command, suite
     assert command("table", suite).out == ran.out
     assert json.loads(command("table", suite, "--format", "json").out)[0]["dataset"] == "plug/noise"
     rows = list(csv.DictReader(io.StringIO(command("table", suite, "--format", "csv").out)))
-    assert len(rows) == 9
+    assert len(rows) == 3 * METRICS
     assert command("table", suite, "--format", "md").out.startswith("**plug/noise x plug/tiny")
 
 
@@ -283,10 +285,11 @@ def test_options_narrow_a_suite_and_add_to_it(command: Command, suite: Path) -> 
     command("run", suite, *words)
     run = json.loads((last_run(Path("results")) / "run.json").read_text())["suite"]
     assert [entry["label"] for entry in run["methods"]] == ["gradient", "CAM", "sobel"]
-    assert [entry["name"] for entry in run["metrics"]] == ["mae"]
+    assert [entry["name"] for entry in run["metrics"]] == ["mae", *FACTS]
     assert (run["seed"], run["target"]) == (4, "label")
     assert run["run"] == {
         "images": 3, "device": "cpu", "batch_size": 2, "workers": 1, "slice": 2,
+        "keep": [], "examples": 4, "save_maps": None,
     }  # fmt: skip
 
 

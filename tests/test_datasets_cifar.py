@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from xbench.datasets.cifar import Cifar100
+from xbench.datasets.cifar import Cifar10, Cifar100
 from xbench.errors import UsageError
 from xbench.types import Sample
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_not_the_official_one_is_accepted_with_a_notice(data: Pat
 def test_the_official_file_needs_no_notice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notice = Cifar100().open(data).notice  # type: ignore[attr-defined]
     md5 = notice.split("its md5 is ")[1][:32]
-    monkeypatch.setattr("xbench.datasets.cifar.MD5", {"test": md5})
+    monkeypatch.setattr("xbench.datasets.cifar.MD5", {"cifar-100-python/test": md5})
     assert Cifar100().open(data).notice is None  # type: ignore[attr-defined]
 
 
@@ -238,6 +238,43 @@ def test_a_fifo_is_not_waited_for(data: Path) -> None:
 # ---- real images
 
 DATA = Path(os.environ.get("XBENCH_DATA", "data"))
+
+
+def cifar10(data: Path) -> Path:
+    folder = data / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [f"kind_{label}" for label in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, 2))
+    for number, name in enumerate(["test_batch", *(f"data_batch_{at}" for at in range(1, 6))]):
+        rows = {
+            "filenames": [f"{number}_{at}.png" for at in range(2)],
+            "labels": [number, 9],
+            "data": PIXELS[[number % 5, 4]],
+        }
+        (folder / name).write_bytes(pickle.dumps(rows, 2))
+    return folder
+
+
+def test_cifar_10_is_one_test_batch_or_five_training_batches(tmp_path: Path) -> None:
+    folder = cifar10(tmp_path)
+    test, train = Cifar10().open(tmp_path), Cifar10(split="train").open(tmp_path)
+    assert test.ids == ("kind_0/0_0.png", "kind_9/0_1.png")
+    assert len(train.ids) == 10
+    assert [sample.label for sample in train.load(range(10))] == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]  # type: ignore[union-attr]
+    [sample] = train.load([2])
+    assert isinstance(sample, Sample)
+    assert torch.equal(sample.image, torch.from_numpy(PIXELS[2]).reshape(3, 32, 32) / 255)
+    assert train.notice.count("is not the official file") == 5  # type: ignore[attr-defined]
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(UsageError, match=r"data set 'cifar10' looks for .*data_batch_3, which is"):
+        Cifar10(split="train").open(tmp_path)
+    assert Cifar10().open(tmp_path).revision == test.revision
+
+
+def test_labels_are_known_without_loading(data: Path) -> None:
+    source = Cifar100().open(data)
+    loaded = [sample.label for sample in source.load(range(5)) if isinstance(sample, Sample)]
+    assert loaded == list(source.labels)  # type: ignore[attr-defined]
 
 
 @pytest.mark.data

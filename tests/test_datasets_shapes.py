@@ -108,6 +108,12 @@ def test_a_source_loads_what_the_generator_draws() -> None:
         assert torch.equal(sample.mask, masks[place])
 
 
+def test_a_source_knows_its_labels_without_drawing() -> None:
+    source = Shapes().open(None)
+    drawn = [sample.label for sample in source.load(range(30)) if isinstance(sample, Sample)]
+    assert list(source.labels[:30]) == drawn  # type: ignore[attr-defined]
+
+
 def test_a_source_tells_its_ids_keys_and_classes() -> None:
     source = Shapes().open(None)
     assert len(source.ids) == 10_000

@@ -214,7 +214,7 @@ def test_a_store_that_cannot_be_written_ends_the_run_with_its_own_words(
 
 def test_a_death_divides_the_unit_until_every_other_cell_is_done(tmp_path: Path) -> None:
     """What is tried after each death, without a process."""
-    (job,) = jobs_of(tmp_path, run={"slice": 64})
+    (job,) = jobs_of(tmp_path, run={"slice": 64, "examples": 0})
     ((cells, images),) = job.portions
     ids = [cell for cell, _, _ in cells]
 

@@ -15,9 +15,12 @@ ROOT = Path(xbench.__file__).parent
 ORDER = (
     # what everything may use
     "errors",
+    "files",
     "types",
     "noise",
     "maps",
+    "mapfiles",
+    "similarity",
     "features",
     "imputation",
     "document",
@@ -30,6 +33,7 @@ ORDER = (
     "probe",
     "masking",
     "sweeps",
+    "randomisation",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",
@@ -39,8 +43,9 @@ ORDER = (
     "scoring",
     # a suite, its plan, its units of work
     "suite",
-    "files",
     "store",
+    "keep",
+    "selection",
     "plan",
     "runner",
     "engines",
@@ -51,6 +56,7 @@ ORDER = (
     "statistics",
     "plot",
     "tables",
+    "gallery",
     "leaderboard",
     "provenance",
     "compare",

@@ -21,7 +21,7 @@ from xbench.types import Batch, Model
 
 NAN = float("nan")
 COMPLEXITY = ("sparseness", "entropy", "effective_complexity")
-FACTS = ("tied_pixels", "mean_mass")
+FACTS = ("degenerate_maps", "tied_pixels", "mean_mass")
 METRICS = (*COMPLEXITY, *FACTS)
 
 
@@ -106,6 +106,7 @@ def test_where_the_pixels_are_does_not_matter(name: str) -> None:
         ("sparseness", 0, 0),
         ("entropy", math.log(6), math.log(6)),
         ("effective_complexity", 0, 6),
+        ("degenerate_maps", 1, 1),
         ("tied_pixels", 1, 1),
         ("mean_mass", 0, 0),
     ],
@@ -203,6 +204,12 @@ def test_pixels_are_tied_whose_value_another_has() -> None:
 def test_ties_are_counted_as_by_a_dictionary(values: list[int]) -> None:
     shared = sum(values.count(value) > 1 for value in values)
     assert score("tied_pixels", *values) == pytest.approx(shared / len(values))
+
+
+def test_a_map_is_degenerate_where_all_its_values_are_equal_as_they_are() -> None:
+    assert outcomes("degenerate_maps", [[[2, 2]], [[2, -2]], [[0, 0]]]) == [
+        (1, "degenerate"), (0, "ok"), (1, "degenerate"),
+    ]  # fmt: skip
 
 
 def test_mean_mass_is_that_of_the_scaled_map() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from xbench import registry
 from xbench.errors import UsageError
-from xbench.models.loading import describe_layers, weights_hash
+from xbench.models.architectures import architecture
+from xbench.models.entries import IMAGENET_STD
+from xbench.models.loading import describe_layers, load_model, weights_hash
 from xbench.models.torchvision import SamePaddedConv2d, architectures, pad_like_tensorflow
 from xbench.types import Network
 
@@ -54,6 +58,67 @@ def test_the_last_feature_map_is_the_layer_that_authors_mean(
     assert path == last or path.startswith(f"{last}."), path
     with torch.device("meta"):
         assert net(torch.empty(2, 3, size, size)).shape == (2, 10)
+
+
+def trained(path: Path, **said: object) -> Path:
+    """A weight file as a training writes it."""
+    with torch.random.fork_rng(devices=[]):
+        net = architecture("shapes_resnet")(5)
+    text = {key: json.dumps(value) for key, value in said.items()}
+    save_file(net.state_dict(), path, metadata=text)
+    return path
+
+
+def test_the_file_of_a_training_says_all_that_a_model_needs(tmp_path: Path) -> None:
+    path = trained(
+        tmp_path / "w.safetensors",
+        architecture="shapes_resnet", classes=5, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6],
+    )  # fmt: skip
+    network: Network = registry.make("models", "checkpoint", {"weights": str(path)}).describe(None)
+    assert (network.mean, network.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    model = load_model(network, "mine", {}, "cpu")
+    assert model.net(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_what_a_suite_says_comes_before_what_the_file_says(tmp_path: Path) -> None:
+    path = trained(tmp_path / "w.safetensors", architecture="resnet20", classes=9, mean=[0, 0, 0])
+    network = checkpoint(
+        weights=str(path), architecture="shapes_resnet", classes=5, mean=(0.5,) * 3
+    )
+    assert network.mean == (0.5,) * 3
+    assert network.std == IMAGENET_STD
+    load_model(network, "mine", {}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, "lacks 'architecture': the file does not name it"),
+        ({"architecture": "os.system"}, "unknown architecture 'os.system'"),
+        ({"architecture": 3}, "say architecture = 3, which is no value"),
+        ({"architecture": "shapes_resnet", "classes": "5"}, 'say classes = "5", which is no value'),
+        ({"architecture": "shapes_resnet", "mean": [120, 1, 1]}, "say mean = [120, 1, 1], which"),
+        ({"architecture": "shapes_resnet", "std": [0.5]}, "give std in the suite"),
+    ],
+)
+def test_a_file_that_says_nothing_or_nonsense_is_refused(
+    said: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    path = trained(tmp_path / "w.safetensors", **said)
+    with pytest.raises(UsageError) as refused:
+        registry.make("models", "checkpoint", {"weights": str(path)}).describe(None)
+    assert words in str(refused.value)
+
+
+def test_a_file_that_is_not_there_names_no_architecture() -> None:
+    with pytest.raises(UsageError, match="lacks 'architecture': there is no such file"):
+        registry.make("models", "checkpoint", {"weights": "gone.safetensors"}).describe(None)
+
+
+def test_networks_of_timm_are_architectures_too() -> None:
+    with torch.device("meta"):
+        net = checkpoint(architecture="timm/test_convnext", classes=3).build()
+        assert net(torch.empty(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_an_unknown_architecture_is_refused_with_a_suggestion() -> None:

@@ -11,7 +11,8 @@ import torch
 
 from xbench import registry
 from xbench.models.loading import load_model
-from xbench.plan import select
+from xbench.selection import select
+from xbench.suite import Selection
 
 DATA = Path(os.environ.get("XBENCH_DATA", "/nonexistent"))
 pytestmark = [
@@ -33,7 +34,7 @@ def accuracy(dataset: dict[str, Any], model: dict[str, Any], images: int) -> flo
     source = registry.make("datasets", name, dataset).open(DATA)
     network = registry.make("models", "checkpoint", model).describe(DATA)
     ready = load_model(network, "model", {}, "cpu")
-    chosen = [position for position, _ in select(source, images, name)]
+    chosen = [position for position, _ in select(source, Selection(images=images), name)]
     right = 0
     for start in range(0, images, 32):
         samples = source.load(chosen[start : start + 32])

@@ -146,8 +146,8 @@ def test_an_unknown_choice_names_the_known_ones() -> None:
 
 
 def test_a_missing_value_is_named() -> None:
-    with pytest.raises(UsageError, match=r"model 'checkpoint' needs a value for 'architecture'"):
-        registry.make("models", "checkpoint", {"weights": "x.safetensors"})
+    with pytest.raises(UsageError, match=r"model 'checkpoint' needs a value for 'weights'"):
+        registry.make("models", "checkpoint", {"architecture": "resnet20"})
 
 
 def test_all_problems_of_one_entry_are_named_at_once() -> None:

@@ -133,7 +133,7 @@ def shapes_at(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pd.DataFram
 
     from xbench.document import Document
     from xbench.run import run_suite
-    from xbench.suite import load_suite
+    from xbench.suite import suite_as_written
 
     found = {}
     for rows in (1, 7, 32):
@@ -146,7 +146,8 @@ def shapes_at(tmp_path_factory: pytest.TempPathFactory) -> dict[int, pd.DataFram
             "run": {"batch_size": rows, "slice": 64, "workers": 1, "device": "cpu"},
         }  # fmt: skip
         out = tmp_path_factory.mktemp(f"rows{rows}")
-        run_suite(load_suite(Document(suite, "s", {})), data=None, out=out, quiet=True, form="csv")
+        scores = suite_as_written(Document(suite, "s", {}))  # ties are compared bit by bit
+        run_suite(scores, data=None, out=out, quiet=True, form="csv")
         rows_of = pd.read_parquet(last_run(out) / "per_image.parquet")
         found[rows] = rows_of.set_index(["method", "metric", "image"])
     return found
@@ -190,6 +191,8 @@ def test_a_run_leaves_its_table_its_scores_and_where_they_come_from(run: Run) ->
     }
     assert facts["finished"] is True
     assert facts["cells"] == {"ok": 9}
+    (card,) = facts["models"]
+    assert (card["dataset"], card["model"], card["images"]) == ("plug/noise", "plug/tiny", 10)
     assert facts["rows"] == {"ok": 90}
     assert facts["versions"].keys() >= {"python", "torch", "numpy"}
     assert [unit["name"] for unit in facts["units"]] == [

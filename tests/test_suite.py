@@ -15,9 +15,10 @@ import yaml
 from conftest import small, suite_of
 
 import xbench
+from xbench import registry
 from xbench.document import Document, parse
 from xbench.errors import SuiteError, UsageError
-from xbench.suite import Suite, builtin_suites, canonical, load_suite, read_suite
+from xbench.suite import FACTS, Suite, builtin_suites, canonical, load_suite, read_suite
 
 pytestmark = pytest.mark.usefixtures("plugin")
 
@@ -124,7 +125,7 @@ def test_a_label_is_one_short_printable_line(label: str) -> None:
 
 def test_images_of_the_run_are_those_of_every_data_set() -> None:
     suite = suite_of(datasets=[{"name": "plug/noise", "images": 3}], run={"images": 5})
-    assert [choice.images for choice in suite.datasets] == [5]
+    assert [choice.selection.images for choice in suite.datasets] == [5]
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -179,9 +180,9 @@ def test_all_problems_are_said_at_once_each_with_its_line() -> None:
         ({"methods": [{"samples": 3}]}, "write a name, or a mapping with a key 'name'"),
         ({"methods": [None]}, "write a name"),
         ({"methods": [{"name": "gradient", "label": 3}]}, "label must be str"),
-        ({"datasets": [{"name": "shapes", "images": 0}]}, "images must be"),
-        ({"datasets": [{"name": "shapes", "images": True}]}, "images must be"),
-        ({"datasets": [{"name": "shapes", "images": "8"}]}, "images must be"),
+        ({"datasets": [{"name": "shapes", "images": 0}]}, "images: input should be"),
+        ({"datasets": [{"name": "shapes", "images": True}]}, "images: input should be"),
+        ({"datasets": [{"name": "shapes", "images": "8"}]}, "images: input should be"),
         ({"methods": [{"name": "smooth_grad", "samples": 2.0}]}, "samples"),
         ({"methods": [{"name": "smooth_grad", "samples": "2"}]}, "samples"),
         ({"methods": [{"name": "smooth_grad", "samples": True}]}, "samples"),
@@ -193,7 +194,7 @@ def test_all_problems_are_said_at_once_each_with_its_line() -> None:
         ({"methods": [{"name": "gradient", "version": 3}]}, "has no parameter 'version'"),
         ({"methods": [{"name": "gradient", "kind": "methods"}]}, "has no parameter 'kind'"),
         ({"methods": [{"name": "os.system"}]}, "unknown method"),
-        ({"models": [{"name": "checkpoint", "weights": "w"}]}, "needs a value for 'architecture'"),
+        ({"models": [{"name": "checkpoint", "architecture": "w"}]}, "needs a value for 'weights'"),
         ({"run": {"device": "gpu"}}, "(run.device)"),
         ({"run": {"slice": 0}}, "(run.slice)"),
         ({"run": {"batch_size": "large"}}, "(run.batch_size)"),
@@ -298,7 +299,7 @@ def test_settings_override_the_file_by_dotted_key() -> None:
     document = Document(small(), "s", {})
     settings = [("run.slice", 3), ("seed", 5), ("datasets.0.images", 7), ("methods.0.label", "G")]
     suite = load_suite(document, [(key, value, "--set") for key, value in settings])
-    assert (suite.run.slice, suite.seed, suite.datasets[0].images) == (3, 5, 7)
+    assert (suite.run.slice, suite.seed, suite.datasets[0].selection.images) == (3, 5, 7)
     assert labels(suite)[0] == "G"
     assert document.value == small()
 
@@ -342,8 +343,89 @@ def test_a_rule_of_exclude_leaves_out_what_matches_all_its_patterns() -> None:
     assert suite.excludes(data, tiny, methods["random"], mae)
 
 
+# --- what belongs to a suite ----------------------------------------------------------------------
+
+
+def loaded(*metrics: Any, **changes: Any) -> Suite:
+    return load_suite(Document(small(metrics=list(metrics), **changes), "s", {}))
+
+
+def test_a_drop_stands_beside_the_gain_under_equal_masks() -> None:
+    suite = loaded({"name": "average_drop", "baseline": "blur", "mask": "matched"}, "mae")
+    assert labels(suite, "metrics") == [
+        "average_drop(baseline=blur, mask=matched)",
+        "average_gain(baseline=blur, mask=matched)", "mae", *FACTS,
+    ]  # fmt: skip
+    drop, gain = suite.metrics[0].make(), suite.metrics[1].make()
+    assert drop.needs == gain.needs
+    assert suite.metrics[1].beside == suite.metrics[0].label
+    assert not any(choice.beside for choice in suite.metrics if choice is not suite.metrics[1])
+
+
+@pytest.mark.parametrize("name", ["average_drop", "average_increase"])
+def test_every_preset_of_a_drop_or_an_increase_has_a_gain_of_equal_needs(name: str) -> None:
+    """Also where logits are read, which have no gain: it reads the probability of the same rows."""
+    presets = registry.find("metrics", name).presets
+    for preset in presets:
+        metric, gain, *facts = loaded({"name": name, "preset": preset}).metrics
+        assert gain.name == "average_gain"
+        assert metric.make().needs == gain.make().needs
+        assert [fact.name for fact in facts] == [*FACTS]
+
+
+def test_a_gain_of_the_suite_that_reads_the_same_masks_is_gain_enough() -> None:
+    gain = {"name": "average_gain", "denominator": "confidence", "label": "AG/p"}
+    assert labels(loaded(gain, "average_drop"), "metrics") == ["AG/p", "average_drop", *FACTS]
+    other = {"name": "average_gain", "baseline": "blur", "label": "AG blur"}
+    assert labels(loaded(other, "average_drop"), "metrics") == [
+        "AG blur", "average_drop", "average_gain", *FACTS,
+    ]  # fmt: skip
+
+
+def test_one_gain_serves_all_that_read_its_masks() -> None:
+    drops = [{"name": "average_drop", "drop": ["relative", "absolute"]}, "average_increase"]
+    names = [choice.name for choice in loaded(*drops).metrics]
+    assert names == ["average_drop", "average_gain", "average_drop", "average_increase", *FACTS]
+
+
+def test_a_filter_keeps_the_gain_that_the_suite_has() -> None:
+    gain = {"name": "average_gain", "denominator": "confidence", "label": "AG/p"}
+    suite = loaded("mae", gain, "average_drop")
+    narrow = suite.narrowed(metrics=["average_drop"])
+    assert labels(narrow, "metrics") == ["average_drop", "AG/p", *FACTS]
+    assert narrow.metrics[1].make() == suite.metrics[1].make()
+    assert labels(suite.narrowed(metrics=["mae"]), "metrics") == ["mae", *FACTS]
+
+
+def test_where_the_gain_is_excluded_so_is_the_drop() -> None:
+    suite = loaded(
+        "average_drop", "mae", methods=["gradient", "random"],
+        exclude=[{"metric": "average_gain", "method": "random"}],
+    )  # fmt: skip
+    (data,), (model,) = suite.datasets, suite.models
+    drop, gain, mae = suite.metrics[:3]
+    gradient, random = suite.methods
+    assert [suite.excludes(data, model, random, m) for m in (drop, gain, mae)] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert not any(suite.excludes(data, model, gradient, m) for m in (drop, gain, mae))
+
+
+def test_facts_about_maps_belong_to_every_suite_once() -> None:
+    assert labels(loaded("mae"), "metrics") == ["mae", *FACTS]
+    own = {"name": "mean_mass", "sign": "positive"}
+    assert [choice.name for choice in loaded(own, "mae").metrics] == [
+        "mean_mass", "mae", "degenerate_maps", "tied_pixels",
+    ]  # fmt: skip
+
+
+def test_a_label_that_an_added_metric_has_is_refused() -> None:
+    with pytest.raises(SuiteError, match=r"'average_gain' is the label of two metrics"):
+        loaded("average_drop", {"name": "mae", "label": "average_gain"})
+
+
 def test_what_was_resolved_is_a_suite_again_through_json_and_yaml() -> None:
-    suite = suite_of(
+    value = small(
         seed=3,
         target="label",
         models=[{"name": "plug/tiny", "mean": [0.1, 0.2, 0.3]}],
@@ -352,6 +434,7 @@ def test_what_was_resolved_is_a_suite_again_through_json_and_yaml() -> None:
         exclude=[{"model": "vit*"}],
         run={"images": 5},
     )  # fmt: skip
+    suite = load_suite(Document(value, "s", {}))
     assert load_suite(Document(suite.resolved(), "s", {})) == suite
     assert load_suite(Document(json.loads(canonical(suite.resolved())), "s", {})) == suite
     as_yaml = yaml.safe_dump(json.loads(canonical(suite.resolved())))

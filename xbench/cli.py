@@ -119,6 +119,21 @@ def _suite_options(command: Command) -> Command:
     return command
 
 
+def _keep_options(command: Command) -> Command:
+    options = [
+        click.option(
+            "--keep", multiple=True, metavar="curves,maps",
+            help="Store these of every image, not only of the first few.",
+        ),
+        click.option(
+            "--save-maps", metavar="DIR", help="Write all maps as safetensors, for maps/<DIR>."
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _plugins(given: tuple[str, ...]) -> tuple[str, ...]:
     from . import registry
 
@@ -162,6 +177,11 @@ def _load(options: dict[str, Any]) -> Suite:
             place = key if key in ("seed", "target") else f"run.{key}"
             option = f"--{key.replace('_', '-')}"
             settings.append((place, int(value) if number else value, option))
+    if options.get("keep"):
+        kinds = [kind.strip() for words in options["keep"] for kind in words.split(",")]
+        settings.append(("run.keep", list(dict.fromkeys(kinds)), "--keep"))
+    if options.get("save_maps") is not None:
+        settings.append(("run.save_maps", options["save_maps"], "--save-maps"))
     suite = load_suite(document, settings)
     return suite.narrowed(**{k: options[k] for k in ("datasets", "models", "methods", "metrics")})
 
@@ -196,6 +216,7 @@ def _folder_suite(quick: Any, folder: str, model: str) -> Any:
 
 @cli.command()
 @_suite_options
+@_keep_options
 @click.option("--fresh", is_flag=True, help="Set the store aside and compute everything.")
 @click.option("--fail-fast", is_flag=True, help="Stop after the first unit with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -223,6 +244,7 @@ def run(**options: Any) -> int:
 
 @cli.command()
 @_suite_options
+@_keep_options
 def plan(**options: Any) -> None:
     """Say what a run of SUITE would compute: cells, units, passes, what is stored."""
     _plugins(options["plugin"])
@@ -230,6 +252,24 @@ def plan(**options: Any) -> None:
     from .run import describe_plan
 
     click.echo(describe_plan(suite, _data(options["data"]), options["out"]), nl=False)
+
+
+@cli.command()
+@_suite_options
+def fetch(**options: Any) -> None:
+    """Download the data sets of SUITE into --data where their hosts allow it.
+
+    What is there is not downloaded again; an archive that was interrupted goes on. A data set that
+    has to be requested says so, and what to put where.
+    """
+    _plugins(options["plugin"])
+    suite = _load(options)
+    data = _data(options["data"])
+    if data is None:
+        raise UsageError("fetch needs the directory to put data in; name it with --data DIR")
+    from .run import fetch_data
+
+    click.echo(fetch_data(suite, data), nl=False)
 
 
 @cli.command()

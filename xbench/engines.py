@@ -25,8 +25,9 @@ import torch
 from . import registry
 from .errors import XbenchError
 from .plan import Job
-from .runner import Report, provenance, run_unit
+from .runner import Report, place, provenance, run_unit
 from .store import COLUMNS, Store
+from .suite import Choice
 
 Tell = Callable[[Report], None]
 Beat = Callable[[], None]
@@ -328,17 +329,16 @@ def _lost(job: Job, code: int) -> Report:
     rows = [
         (cell, key, -1, -1, float("nan"), float("nan"), status)
         for cells, images in job.portions
-        for cell, _, _ in cells
+        for cell, _, metric in cells
+        if isinstance(metric, Choice)
         for _, key in images
     ]
-    entries = {
-        f"method {method.label}, metric {metric.label}"
-        for cells, _ in job.portions
-        for _, method, metric in cells
-    }
-    report.errors.update((f"{entry}: {status}", f"in unit {job.name}") for entry in entries)
+    places = {place(entry) for entries, _ in job.portions for entry in entries}
+    report.errors.update((f"{where}: {status}", f"in unit {job.name}") for where in places)
     report.rows["error"] = len(rows)
     facts = {"provenance": provenance(job), "slice": job.number, "events": []}
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    report.part = Store(job.store).group(*job.group).write(f"{job.number:07d}", frame, facts).name
+    if rows:
+        group = Store(job.store).group(*job.group)
+        report.part = group.write(f"{job.number:07d}", frame, facts).name
     return report

@@ -16,7 +16,7 @@ from .errors import StoreError
 _TEMPORARY = re.compile(r"[0-9a-f]{16}\.([1-9]\d{0,8})\.(\d+)\.([0-9a-f-]*)\.(.*)\.tmp")
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Create or replace a file so that readers, and a power cut, find the old or the new one.
 
     Raises:
@@ -27,7 +27,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def temporary_file(path: Path, data: bytes) -> Iterator[Path]:
+def temporary_file(path: Path, data: bytes | memoryview) -> Iterator[Path]:
     """A file beside ``path`` with the data safely on the disk; gone on leaving, if still there."""
     host, boot, space = _here()
     temporary = path.parent / f"{os.urandom(8).hex()}.{os.getpid()}.{space}.{boot}.{host}.tmp"

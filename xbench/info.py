@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import textwrap
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -52,7 +53,8 @@ def _rows(kind: str) -> list[tuple[str, str]]:
             rows.append((name, summary(entry.load())))
         except UsageError as error:
             rows.append((name, f"broken: {' '.join(str(error).split())}"))
-    return rows
+    rows += [(f"{family.prefix}<name>", family.summary) for family in registry.families(kind)]
+    return sorted(rows)
 
 
 def _broken_plugins() -> list[tuple[str, str]]:
@@ -71,16 +73,29 @@ def description(name: str) -> str:
     Raises:
         UsageError: if no entry of any kind has that name.
     """
-    found = [
-        (kind, entry) for kind in registry.KINDS if (entry := registry.entries(kind).get(name))
-    ]
+    for kind in registry.KINDS:
+        for family in registry.families(kind):
+            if name in (family.prefix, family.prefix.rstrip("/"), f"{family.prefix}<name>"):
+                return _describe_family(family)
+    found = [(kind, entry) for kind in registry.KINDS if (entry := registry.entry_of(kind, name))]
     if not found:
         for kind in registry.KINDS:
             if reason := registry.refusal(kind, name):
                 raise UsageError(reason)
         known = [known for kind in registry.KINDS for known in registry.entries(kind)]
-        raise UsageError(f"nothing is registered as {name!r}{registry.suggestion(name, known)}")
+        hint = registry.suggestion(name, known)
+        hints = [hint, *(registry.suggestion_of(kind, name) for kind in registry.KINDS)]
+        raise UsageError(f"nothing is registered as {name!r}{next(filter(None, hints), '')}")
     return "\n\n".join(_describe(entry) for _, entry in found)
+
+
+def _describe_family(family: registry.Family) -> str:
+    names = sorted(family.names())
+    lines = [f"{family.kind} {family.prefix}<name>", "", family.summary]
+    if names:
+        rows = textwrap.fill(", ".join(names), 100, break_on_hyphens=False)
+        lines += ["", f"{len(names)} names:", rows]
+    return "\n".join(lines)
 
 
 def _describe(entry: registry.Entry) -> str:

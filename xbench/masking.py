@@ -8,7 +8,7 @@ so it happens in the network's input space, for baselines named in pixel terms.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 from .errors import Unsupported
 from .imputation import linear_imputation
 from .maps import Sign, ranks, unit_range, with_sign
-from .probe import Explanation, Logits, MapOf, Need, Probe, closure, cost, probability
+from .probe import Again, Explanation, Logits, Need, Probe, closure, probability
 from .types import Model, Passes
 
 BaselineName = Literal[
@@ -594,7 +594,7 @@ class MaskedScores(Need[Tensor]):
 
 
 @dataclass(frozen=True)
-class MaskedMap(Need[Tensor]):
+class MaskedMap(Again[Tensor]):
     """(N, H, W) the raw map that the method makes of the image under its own map's soft mask.
 
     The method runs on a probe of the masked images, with the same target and noise, and costs what
@@ -603,14 +603,11 @@ class MaskedMap(Need[Tensor]):
     Args:
         baseline: what masked pixels become.
         sign, range_epsilon: as in :class:`MapMask`.
-        method: set by ``for_method``.
     """
 
-    scope: ClassVar[Literal["batch", "map"]] = "map"
     baseline: BaselineName
     sign: Sign
     range_epsilon: float = 0.0
-    method: Any = None
 
     @property
     def mask(self) -> MapMask:
@@ -620,30 +617,10 @@ class MaskedMap(Need[Tensor]):
     def needs(self) -> tuple[Need[Any], ...]:
         return (Logits(), BaselineImage(self.baseline), self.mask)
 
-    def for_method(self, method: Any) -> MaskedMap:
-        return replace(self, method=method)
-
-    def passes(self, model: Model) -> Passes:
-        if self.method is None:
-            return Passes()
-        return cost(closure((Logits(), MapOf(self.method))), model)
-
     def compute(self, on: Explanation) -> Tensor:
-        """The method's map of the masked images.
-
-        Raises:
-            Unsupported: if maps were given, and their method is not known.
-        """
-        if self.method is None:
-            raise Unsupported(
-                "this metric runs the method again on masked images, but the maps were given "
-                "without it; use xbench.evaluate, or a suite"
-            )
         probe, baseline = on.probe, on[BaselineImage(self.baseline)]
         masked = torch.lerp(baseline.expand_as(probe.inputs), probe.inputs, on[self.mask][:, None])
-        again = probe.with_images(probe.model.pixels(masked), Logits(), MapOf(self.method))
-        again[Logits()]  # it is declared, whether the method asks for it or not
-        return again.explain(self.method).raw
+        return self.explained(probe.with_images(probe.model.pixels(masked))).raw
 
 
 @dataclass(frozen=True)

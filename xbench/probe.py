@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
@@ -79,7 +79,8 @@ class Metric(Protocol):
     """What is registered under ``metrics``.
 
     One that runs the method again, and so cannot score maps that are given without it, declares
-    ``needs_method = True``.
+    ``needs_method = True``. One that is made of points has ``curves(explanation)``, a
+    :class:`xbench.types.Line` by name ("" if there is only one), from the needs of its score.
     """
 
     name: ClassVar[str]
@@ -144,6 +145,11 @@ class MapOf(Need[Tensor]):
 
     def compute(self, on: Probe) -> Tensor:
         return cast(Tensor, self.method(on))
+
+
+def runnable(method: Any) -> Any:
+    """The method, for needs that run it again; None if its maps were made before."""
+    return None if getattr(method, "precomputed", False) else method
 
 
 def stops_early(needs: Iterable[Need[Any]]) -> bool:
@@ -220,7 +226,8 @@ class Probe:
         Raises:
             ValueError: if the method returns another shape than (N, H, W).
         """
-        return Explanation(self, self[MapOf(method)], method)
+        word = getattr(method, "nonfinite", NONFINITE)
+        return Explanation(self, self[MapOf(method)], runnable(method), word)
 
     @property
     def spent(self) -> Passes:
@@ -308,6 +315,12 @@ class Probe:
             vars(other).pop(computed, None)
         return other
 
+    def towards(self, target: Tensor) -> Probe:
+        """This probe for other classes, one index per image (N,); nothing is computed yet."""
+        other = self.at(self.inputs)
+        other._rule = target
+        return other
+
     def with_images(self, images: Tensor, *needs: Need[Any]) -> Probe:
         """This probe of other images (N, 3, H, W) in [0, 1], such as masked ones: a batch of them.
 
@@ -346,6 +359,10 @@ def _filled_batch(batch: Batch, rows: int) -> Batch:
     )
 
 
+NONFINITE = "failed: nonfinite"
+"""Status of an image whose map holds NaN or infinity."""
+
+
 class Explanation:
     """A probe and one method's maps; metrics read it.
 
@@ -353,6 +370,7 @@ class Explanation:
         probe: the model and batch that the maps belong to.
         saliency: raw maps (N, H, W), signed where the method is.
         method: whose maps they are, for needs that run it again; None for maps that were given.
+        nonfinite: status of an image whose map is not finite.
 
     Attributes:
         raw: the maps as they came.
@@ -364,7 +382,9 @@ class Explanation:
         ValueError: if the shape is not (N, H, W).
     """
 
-    def __init__(self, probe: Probe, saliency: Tensor, method: Any = None) -> None:
+    def __init__(
+        self, probe: Probe, saliency: Tensor, method: Any = None, nonfinite: str = NONFINITE
+    ) -> None:
         wanted = (probe.rows, *probe.inputs.shape[-2:])
         if not isinstance(saliency, Tensor) or tuple(saliency.shape) != wanted:
             got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
@@ -373,6 +393,7 @@ class Explanation:
             )
         self.probe = probe
         self.method = method
+        self.nonfinite = nonfinite
         # an image that is not finite has no map, whatever a ReLU made of it
         sound = probe.inputs.flatten(1).isfinite().all(1)[:, None, None]
         self.raw = saliency = saliency.detach().where(sound, torch.nan)
@@ -403,6 +424,51 @@ class Explanation:
             with self.probe.meter.padded(self.probe.real, self.probe.rows):
                 self._values.update(zip(lacking, compute(lacking), strict=True))
         return [self._values[need] for need in needs]
+
+
+@dataclass(frozen=True)
+class Again(Need[T]):
+    """Of maps that the method of this map makes again, such as of other images; subclass it.
+
+    It costs what the method costs alone, for each of them.
+
+    Args:
+        method: set by ``for_method``.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    method: Any = field(default=None, kw_only=True)
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    def for_method(self, method: Any) -> Again[T]:
+        return replace(self, method=method)
+
+    def times(self, model: Model) -> int:
+        """How many maps the method makes."""
+        return 1
+
+    def passes(self, model: Model) -> Passes:
+        if self.method is None:
+            return Passes()
+        return cost(closure((Logits(), MapOf(self.method))), model).times(self.times(model))
+
+    def explained(self, probe: Probe) -> Explanation:
+        """The method's maps by a probe that has computed nothing yet.
+
+        Raises:
+            Unsupported: if maps were given, and their method is not known.
+        """
+        if self.method is None:
+            raise Unsupported(
+                "this metric runs the method again, but the maps were given without it; use "
+                "xbench.evaluate, or a suite"
+            )
+        probe.announced = closure((Logits(), MapOf(self.method)))
+        _ = probe[Logits()]  # declared, whether the method asks for it or not
+        return probe.explain(self.method)
 
 
 # --- the needs that ride the clean pass -----------------------------------------------------------

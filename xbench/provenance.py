@@ -51,8 +51,17 @@ def _group(group: Group, store: Store) -> dict[str, Any]:
         "identity": dict(group.identity),
         "images": len(group.images),
         "selection": hashlib.sha256(keys.encode()).hexdigest()[:16],
+        **_rule(group),
         "conditions": dict(store.group(*group.folder).pinned() or {}),
     }
+
+
+def _rule(group: Group) -> dict[str, Any]:
+    """What the network was asked of candidates, if it was, and how sure it is of the images."""
+    if group.chosen is None:
+        return {}
+    mean = group.chosen.confidence if group.images else None
+    return {"rule": group.dataset.selection.rule(), "mean_confidence": mean}
 
 
 def tolerance(metric: Any) -> float:

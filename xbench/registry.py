@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -66,7 +67,28 @@ class Entry:
     summary: str = ""
 
 
+@dataclass(frozen=True)
+class Family:
+    """Names of a library under one prefix, which are too many to list or unknown before asked for.
+
+    Args:
+        kind, origin: as of an :class:`Entry`.
+        prefix: such as ``torchvision/``.
+        load: the class behind a name, which comes without the prefix.
+        names: without the prefix, for suggestions; empty where nobody can tell.
+        summary: for the list of entries.
+    """
+
+    kind: str
+    prefix: str
+    origin: str
+    load: Callable[[str], type]
+    names: Callable[[], Iterable[str]]
+    summary: str
+
+
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+_families: dict[str, list[Family]] = {kind: [] for kind in KINDS}
 _broken: dict[str, str] = {}
 _refused: dict[tuple[str, str], str] = {}
 _scanned: set[str] = set()
@@ -108,6 +130,48 @@ def regulariser(name: str) -> Callable[[T], T]:
 def provide(kind: str, name: str, load: Callable[[], type], *, origin: str, summary: str) -> None:
     """Register a name whose class is made, with :func:`declared`, when somebody asks for it."""
     _add(Entry(kind, name, origin, load, origin.partition(".")[0], summary=summary))
+
+
+def provide_family(family: Family) -> None:
+    """Register all names under a prefix; a name that is registered itself comes before them."""
+    _families[family.kind].append(family)
+
+
+def provide_under(kind: str, prefix: str, base: type, key: str) -> None:
+    """Register a class under every name with a prefix: what follows it is the parameter ``key``.
+
+    Args:
+        kind: of the entries.
+        prefix: such as ``huggingface/``.
+        base: a frozen dataclass that is not registered itself.
+        key: its first field.
+    """
+
+    @functools.cache
+    def load(rest: str) -> type:
+        name = prefix + rest
+
+        def reduce(entry: Any) -> tuple[Any, ...]:
+            # the class is made on first use, so pickle cannot find it by its name
+            return make, (kind, name, parameters(entry))
+
+        namespace = {
+            "__annotations__": {key: base.__annotations__[key]},
+            key: rest,
+            "__doc__": base.__doc__,
+            "__module__": base.__module__,
+            "__reduce__": reduce,
+        }
+        return declared(name, type(base.__name__, (base,), namespace))
+
+    summary = (base.__doc__ or "").split("\n")[0]
+    provide_family(Family(kind, prefix, base.__module__, load, tuple, summary))
+
+
+def families(kind: str) -> tuple[Family, ...]:
+    """All families of a kind."""
+    entries(kind)
+    return tuple(_families[kind])
 
 
 def refuse(kind: str, name: str, reason: str) -> None:
@@ -271,20 +335,54 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     return "; known are " + ", ".join(known) if len(known) <= 12 else ""
 
 
+def entry_of(kind: str, name: str) -> Entry | None:
+    """The entry of that name; whether a family knows the name shows when its class is loaded."""
+    known = entries(kind)
+    if name in known:
+        return known[name]
+    for family in families(kind):
+        if name.startswith(family.prefix) and NAME.fullmatch(name):
+            load = partial(family.load, name.removeprefix(family.prefix))
+            package = family.origin.partition(".")[0]
+            return Entry(kind, name, family.origin, load, package, summary=family.summary)
+    return None
+
+
+def suggestion_of(kind: str, wrong: str) -> str:
+    """As :func:`suggestion`, of the names of a kind; those of families may lack their prefix."""
+    start, slash, rest = wrong.partition("/")
+    close = {name: name for name in difflib.get_close_matches(wrong, entries(kind))}
+    for family in families(kind):
+        if not slash or difflib.get_close_matches(f"{start}/", [family.prefix]):
+            near = difflib.get_close_matches(rest or start, family.names())
+            close |= {family.prefix + name: name for name in near}
+    if not close:
+        return suggestion(wrong, entries(kind))
+
+    def likeness(name: str) -> float:
+        asked = wrong if name == close[name] else rest or start
+        return difflib.SequenceMatcher(None, asked, close[name]).ratio()
+
+    best = sorted(close, key=likeness, reverse=True)[:2]
+    if likeness(best[0]) == 1:
+        best = best[:1]
+    return "; did you mean " + " or ".join(map(repr, best)) + "?"
+
+
 def find(kind: str, name: str) -> type:
     """The class behind a name.
 
     Raises:
         UsageError: if nothing has that name, or its plug-in cannot be imported.
     """
-    known = entries(kind)
-    if name not in known:
+    found = entry_of(kind, name)
+    if found is None:
         raise UsageError(
             refusal(kind, name)
-            or f"unknown {kind[:-1]} {name!r}{suggestion(name, known)} "
+            or f"unknown {kind[:-1]} {name!r}{suggestion_of(kind, name)} "
             f"('xbench list {kind}' shows all)"
         )
-    return known[name].load()
+    return found.load()
 
 
 def make(kind: str, name: str, params: Mapping[str, object] | None = None) -> Any:
@@ -465,12 +563,14 @@ def changed_parameters(entry: Any) -> dict[str, Any]:
 def label(entry: Any) -> str:
     """Name and the parameters that differ from their defaults: ``smooth_grad(samples=5)``.
 
-    An entry among them is named without its key: ``reversed(grad_cam)``.
+    An entry among them is named without its key: ``reversed(grad_cam)``. Parameters that the class
+    lists in ``unnamed`` are left out.
     """
     name: str = entry.name
     nested = {key: v for key, v in parameters(entry).items() if isinstance(v, Nested)}
     parts = [label(value.make()) for value in nested.values()]
-    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in nested]
+    silent = (*nested, *getattr(entry, "unnamed", ()))
+    parts += [f"{k}={v}" for k, v in changed_parameters(entry).items() if k not in silent]
     return f"{name}({', '.join(parts)})" if parts else name
 
 

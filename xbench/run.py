@@ -11,22 +11,34 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from . import engines, registry
+from .datasets.downloads import fetch
+from .errors import UsageError
 from .files import atomic_write, sweep
+from .keep import Kept
 from .leaderboard import render
-from .plan import Outlay, Plan, make_plan
+from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
 from .runner import Report, versions
 from .store import Store
 from .suite import Suite
-from .tables import Results, collect, to_csv
+from .tables import Results, card_facts, collect, to_csv
 
 
 def run_suite(
@@ -55,39 +67,88 @@ def run_suite(
         _notice(console, f"what was stored is now in {aside}")
     store.sweep()
     sweep(out / "runs")
+    if suite.run.save_maps is not None:
+        sweep(Path(suite.run.save_maps))
     for notice in (*plan.notices, *plan.pin(store)):
         _notice(console, notice)
-    work = list(plan.jobs(store))
-    jobs = [job for job, _ in work]
-    workers = engines.worker_count(suite.run.workers, plan.device, len(jobs))
-    with Reporter(console, len(jobs), quiet=quiet) as reporter:
-        finished = engines.run(
-            jobs,
-            workers=workers,
-            plugins=plugins,
-            tell=reporter.tell,
-            beat=reporter.beat,
-            fail_fast=fail_fast,
-        )
+
+    def compute(jobs: Sequence[Job]) -> tuple[list[Report], bool]:
+        workers = engines.worker_count(suite.run.workers, plan.device, len(jobs))
+        with Reporter(console, len(jobs), quiet=quiet) as reporter:
+            finished = engines.run(
+                jobs,
+                workers=workers,
+                plugins=plugins,
+                tell=reporter.tell,
+                beat=reporter.beat,
+                fail_fast=fail_fast,
+            )
+        return reporter.reports, finished
+
+    plan, work, reports, finished = _selected(plan, store, compute)
+    for group in plan.groups:
+        if group.chosen is not None:
+            _notice(console, _selection(group))
+    if finished:
+        jobs = list(plan.jobs(store))
+        found, finished = compute([job for job, _ in jobs])
+        work, reports = [*work, *jobs], [*reports, *found]
     results = collect(plan, store)
     for notice in results.notices:
         _notice(console, notice)
     folder = out / "runs" / _stamp()
-    _write_run(
-        folder, plan, store, results, work, reporter.reports, time.monotonic() - began, finished
-    )
+    _write_run(folder, plan, store, results, work, reports, time.monotonic() - began, finished)
     _show(results, form)
     if not quiet:
-        _notice(console, _closing(reporter.reports, len(jobs), folder, time.monotonic() - began))
+        _notice(console, _closing(reports, len(work), folder, time.monotonic() - began))
     if not finished:
         _notice(console, "interrupted: what was finished is stored; the same command goes on")
         return 130
-    errors = {text for report in reporter.reports for text in report.errors}
+    errors = {text for report in reports for text in report.errors}
     for text in sorted(errors)[:10]:
         _notice(console, text)
     if len(errors) > 10:
         _notice(console, f"and {len(errors) - 10} more; all are in {folder / 'errors'}")
     return 3 if results.failing else 0
+
+
+def _selected(
+    plan: Plan, store: Store, compute: Callable[[Sequence[Job]], tuple[list[Report], bool]]
+) -> tuple[Plan, list[tuple[Job, Outlay]], list[Report], bool]:
+    """The plan with its images selected; what was computed for that, and whether it is complete.
+
+    The network is asked for as many candidates as are lacking, until enough satisfy the rule.
+    """
+    work: list[tuple[Job, Outlay]] = []
+    reports: list[Report] = []
+    tried: set[str] = set()
+    plan = plan.selected(store)
+    while wave := list(plan.looks(store)):
+        found, finished = compute([job for job, _ in wave])
+        work += wave
+        reports += found
+        if not finished:
+            return plan.selected(store, tried), work, reports, False
+        tried.update(key for job, _ in wave for _, images in job.portions for _, key in images)
+        plan = plan.selected(store, tried)
+        if all(set(report.rows) <= {"error"} for report in found):
+            break  # no further candidate will do better
+    return plan, work, reports, True
+
+
+def _selection(group: Group) -> str:
+    """How the selection of a group stands, where the network was asked."""
+    chosen = group.chosen
+    assert chosen is not None
+    failed = f", {chosen.failed} of them unusable" if chosen.failed else ""
+    asked = group.dataset.selection.images
+    short = asked is not None and len(chosen.images) < asked
+    return (
+        f"{group.dataset.label} x {group.model.label}: {len(chosen.images)}"
+        f"{f' of the {asked} asked for' if short else ''} images ({group.dataset.selection.rule()}"
+        f"{f', mean {chosen.confidence:.4f}' if chosen.images else ''}) "
+        f"out of {chosen.judged} candidates{failed}"
+    )
 
 
 def _show(results: Results, form: Any) -> None:
@@ -106,7 +167,13 @@ def _closing(reports: Sequence[Report], units: int, folder: Path, seconds: float
         return f"all stored, nothing to do; {folder}"
     forward = sum(report.passes.forward for report in reports)
     backward = sum(report.passes.backward for report in reports)
-    return f"{forward:,} forwards and {backward:,} backwards in {seconds:.1f} s; {folder}"
+    kept = sum(size for report in reports for size in report.kept.values())
+    beside = f", {_bytes(kept)} of curves, maps and pictures" if kept else ""
+    return f"{forward:,} forwards and {backward:,} backwards in {seconds:.1f} s{beside}; {folder}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
 
 
 def _stamp() -> str:
@@ -141,6 +208,11 @@ def _write_run(
         },
         "git": _git_state(),
         "notices": list(plan.notices),
+        "selection": [_selection_facts(group) for group in plan.groups],
+        "models": [
+            {"dataset": dataset, "model": model, **card_facts(card)}
+            for (dataset, model), card in results.cards.items()
+        ],
         "cells": dict(Counter(results.table["status"])),
         "rows": dict(rows),
         "passes": {
@@ -156,6 +228,7 @@ def _write_run(
                 "name": report.name,
                 "seconds": round(report.seconds, 3),
                 "part": report.part,
+                "kept": report.kept,
                 "events": report.events,
             }
             for report in reports
@@ -170,6 +243,25 @@ def _write_run(
     errors = {key: text for report in reports for key, text in report.errors.items()}
     for at, (key, text) in enumerate(sorted(errors.items())):
         atomic_write(folder / "errors" / f"{at:04d}.txt", f"{key}\n\n{text}\n".encode())
+
+
+def _selection_facts(group: Group) -> dict[str, Any]:
+    chosen = group.chosen
+    facts: dict[str, Any] = {
+        "dataset": group.dataset.label,
+        "model": group.model.label,
+        **group.dataset.selection.given(),
+        "selected": len(group.images),
+        "candidates": len(group.candidates),
+    }
+    if chosen is not None:
+        facts |= {
+            "judged": chosen.judged,
+            "unusable": chosen.failed,
+            "complete": not chosen.waiting,
+            "mean_confidence": chosen.confidence if chosen.images else None,
+        }
+    return facts
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -188,16 +280,24 @@ def _git_state() -> dict[str, Any] | None:
 
 def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     """What ``xbench plan`` prints: cells, units, passes per image and in all, what is stored."""
-    plan = make_plan(suite, data)
     store = Store(out / "store")
+    plan = make_plan(suite, data).selected(store)
     lines = [f"suite {suite.name}: {len(plan.cells)} cells on {plan.device}, target {suite.target}"]
+    lines += [
+        f"{metric.label} was added: {metric.beside} is not shown without it"
+        for metric in suite.metrics
+        if metric.beside
+    ]
     for group in plan.groups:
         skipped = len(group.cells) - len(group.active)
         lines += [
             "",
-            f"{group.dataset.label} x {group.model.label}: {len(group.images)} images, "
+            f"{group.dataset.label} x {group.model.label}: {group.count} images, "
             f"{len(group.active)} cells" + (f", {skipped} skipped" if skipped else ""),
+            *([f"  note: {group.notice}"] if group.notice else []),
         ]
+        if group.chosen is not None:
+            lines += _selection_plan(group)
         for choice in dict.fromkeys(cell.method for cell in group.active):
             alone = [cell for cell in group.active if cell.method == choice]
             lines.append(
@@ -208,17 +308,58 @@ def describe_plan(suite: Suite, data: Path | None, out: Path) -> str:
     total = Outlay()
     for _, outlay in work:
         total = total.plus(outlay)
-    planned = sum(len(group.active) * len(group.images) for group in plan.groups)
-    missing = sum(len(cells) * len(images) for job, _ in work for cells, images in job.portions)
+    planned = sum(len(group.active) * group.count for group in plan.groups)
+    missing = sum(job.scores for job, _ in work)
+    unknown = 0
+    for group in plan.groups:  # images that are still to be selected
+        open_ = group.count - len(group.images)
+        unknown += open_
+        missing += len(group.active) * open_
+        each = group.outlay(group.active)
+        total = total.plus(replace(each, passes=each.passes.times(open_)))
     shapes = sorted({job.rows for job, _ in work} or {plan.shape()["rows"]})
     lines += [
         "",
         f"scores: {planned:,} planned, {planned - missing:,} stored, {missing:,} missing",
-        f"units of work: {len(work)}, of up to {suite.run.slice} images; "
-        f"forward shape {' and '.join(map(str, shapes))} rows",
+        _kept(plan, [job for job, _ in work]),
+        f"units of work: {len(work)}{' so far' if unknown else ''}, of up to {suite.run.slice} "
+        f"images; forward shape {' and '.join(map(str, shapes))} rows",
         f"passes to run: {_passes(total)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _kept(plan: Plan, jobs: Sequence[Job]) -> str:
+    """What is to be kept beside the scores and is missing, and how large that is."""
+    sizes = {group.folder: group.source.size for group in plan.groups}
+    counts: Counter[str] = Counter()
+    total = 0
+    for job in jobs:
+        height, width = sizes[job.group]
+        for entries, _ in job.portions:
+            for _, _, metric in entries:
+                if isinstance(metric, Kept):
+                    counts[metric.kind] += len(metric.images)
+                    pixels = {"maps": 4, "pictures": 7}.get(metric.kind, 0)
+                    total += len(metric.images) * height * width * pixels
+    if not counts:
+        return "to keep beside them: nothing is missing"
+    words = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f"to keep beside them: {words} missing; maps and pictures take up to {_bytes(total)}"
+
+
+def _selection_plan(group: Group) -> list[str]:
+    chosen = group.chosen
+    assert chosen is not None
+    if not chosen.waiting:
+        return [f"  selection, stored: {_selection(group)}"]
+    left = len(group.candidates) - chosen.judged
+    return [
+        f"  selection: {group.dataset.selection.rule()}; so far {len(chosen.images)} images out of "
+        f"{chosen.judged} candidates",
+        f"  which images is unknown until the network is asked: 1 forward for each of up to "
+        f"{left:,} candidates, beside what follows",
+    ]
 
 
 def _passes(outlay: Outlay) -> str:
@@ -229,9 +370,40 @@ def _passes(outlay: Outlay) -> str:
     )
 
 
+def fetch_data(suite: Suite, data: Path) -> str:
+    """What ``xbench fetch`` prints: for each data set, how many images are there now.
+
+    Raises:
+        UsageError: with what keeps data sets away, once all others are there.
+    """
+    lines, problems = [], []
+    words = TextColumn("{task.description}", markup=False)
+    columns = (words, BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        for choice in suite.datasets:
+            entry = choice.make()
+            try:
+                if hasattr(entry, "downloads"):
+                    fetch(entry.downloads(), data, tell)
+                lines.append(f"{choice.label}: {len(entry.open(data).ids):,} images\n")
+            except UsageError as error:
+                problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join([*problems, *(line.strip() for line in lines)]))
+    return "".join(lines)
+
+
 def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
     """Prints the table of what is stored; 5 if nothing is."""
-    results = collect(make_plan(suite, data), Store(out / "store"))
+    store = Store(out / "store")
+    results = collect(make_plan(suite, data).selected(store), store)
     if results.per_image.empty:
         Console(stderr=True).print(
             f"nothing of suite {suite.name!r} is stored in {out / 'store'}; "

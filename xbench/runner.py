@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -20,11 +20,13 @@ import torch
 
 from .autograd import Meter, prepared
 from .errors import BadImage, Unsupported
+from .keep import Kept, pieces
+from .mapfiles import write_maps
 from .models.loading import load_model
-from .plan import Job, batch_needs
-from .probe import Explanation, Logits, Probe
+from .plan import Entry, Job, batch_needs
+from .probe import Explanation, Logits, Probe, probability
 from .scoring import evaluated
-from .store import COLUMNS, Store
+from .store import COLUMNS, Piece, Store, kept_table
 from .suite import Choice
 from .types import Batch, Model, Passes, Sample, Source
 
@@ -32,6 +34,8 @@ Stop = Callable[[], bool]
 Mark = Callable[[tuple[str, ...]], object]
 Row = tuple[str, str, int, int, float, float, str]
 """The columns of a part file, in order."""
+
+Found = Row | Piece
 
 
 @dataclass
@@ -46,11 +50,13 @@ class Report:
         padding, retried: forward rows apart from those.
         seconds: from first to last.
         part: file written, if any.
+        kept: bytes of each file that was written beside it, by its name.
         smallest_rows: the smallest forward shape that was used, less than planned only where
             memory ran out.
         events: what had to change on the way.
         errors: a traceback for each distinct failure.
         stopped: whether it was interrupted; what it had is stored.
+        confidence: probability of the predicted class by image, where that is not the target's.
     """
 
     name: str
@@ -61,10 +67,12 @@ class Report:
     retried: int = 0
     seconds: float = 0.0
     part: str = ""
+    kept: dict[str, int] = field(default_factory=dict)
     smallest_rows: int = 0
     events: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    confidence: dict[str, float] = field(default_factory=dict)
 
     def failure(self, error: BaseException, where: str) -> str:
         """The status of a row that an error cost; the traceback is kept once."""
@@ -147,7 +155,7 @@ def on_threads(count: int) -> Iterator[None]:
 
 
 def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: None) -> Report:
-    """Computes what a job lacks and writes it as one part file.
+    """Computes what a job lacks and writes it as one part file, and another for what is kept.
 
     A method or metric that raises fails its own cells, with the error stored. When ``stop`` becomes
     true, what is finished is written and the report says ``stopped``. ``mark`` is told the cells
@@ -156,31 +164,54 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
     report = Report(job.name, job.images)
     began = time.monotonic()
     with on_threads(job.threads):
-        rows = [row for batch in _batches(job, report, stop, mark) for row in batch]
+        found = [one for batch in _batches(job, report, stop, mark) for one in batch]
     report.seconds = time.monotonic() - began
+    rows = [row for row in found if not isinstance(row, Piece)]
     report.rows.update(row[-1].split(":")[0] for row in rows)
+    conditions = {**provenance(job), "smallest_rows": report.smallest_rows or job.rows}
+    facts = {"provenance": conditions, "slice": job.number, "events": report.events}
+    if report.confidence:
+        facts["confidence"] = report.confidence
     if rows:
-        conditions = {**provenance(job), "smallest_rows": report.smallest_rows or job.rows}
-        facts = {"provenance": conditions, "slice": job.number, "events": report.events}
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         group = Store(job.store).group(*job.group)
         report.part = group.write(f"{job.number:07d}", frame, facts).name
+    kept = [one for one in found if isinstance(one, Piece) and not one.status.startswith("error")]
+    for path in _write_kept(job, kept, facts):
+        report.kept[path.name] = path.stat().st_size
     return report
 
 
-def _batches(job: Job, report: Report, stop: Stop, mark: Mark) -> Iterator[list[Row]]:
+def _write_kept(job: Job, kept: Sequence[Piece], facts: dict[str, Any]) -> Iterator[Path]:
+    """One part for the store, and one file for each folder of maps."""
+    stored = [piece for piece in kept if piece.folder is None]
+    if stored:
+        group = Store(job.store).group(*job.group).kept
+        yield group.write(f"{job.number:07d}", kept_table(stored), facts)
+    folders: dict[Path, list[Piece]] = {}
+    for piece in kept:
+        if piece.folder is not None:
+            folders.setdefault(piece.folder, []).append(piece)
+    for folder, found in folders.items():
+        maps = {p.image: torch.from_numpy(p.array) for p in found if p.array is not None}
+        absent = {p.image: p.status for p in found if p.array is None}
+        said = {**facts, "made_by": found[0].id, "absent": absent}
+        yield write_maps(folder, f"{job.number:07d}", maps, said)
+
+
+def _batches(job: Job, report: Report, stop: Stop, mark: Mark) -> Iterator[list[Found]]:
     try:
         source = _source(job.dataset, job.data)
         model = _model(job.model, job.layers, job.weights, job.data, job.device)
         model = replace(model, size=source.size)
     except Exception as error:  # NaN weights, a plug-in's network that cannot be built
         status = report.failure(error, f"model {job.model.label}")
-        for cells, images in job.portions:
-            yield [_blank(cell, key, status) for cell, _, _ in cells for _, key in images]
+        for entries, images in job.portions:
+            yield _blank(entries, [(key, status) for _, key in images])
         return
     with prepared(model.net) as meter:
-        for cells, images in job.portions:
-            work = _Work(job, cells, model, meter, report, stop, mark)
+        for entries, images in job.portions:
+            work = _Work(job, entries, model, meter, report, stop, mark)
             for start in range(0, len(images), job.rows):
                 report.stopped = report.stopped or stop()
                 if report.stopped:
@@ -188,15 +219,26 @@ def _batches(job: Job, report: Report, stop: Stop, mark: Mark) -> Iterator[list[
                 mark(())
                 chosen = images[start : start + job.rows]
                 batch, failed = _load(source, chosen, report, job)
-                yield [_blank(cell, *row) for cell, _, _ in cells for row in failed]
+                yield _blank(entries, failed)
                 if batch is not None:
                     yield from work.rows(batch, job.rows)
         report.passes = Passes(meter.forward, meter.backward)
         report.padding, report.retried = meter.padding, meter.retried
 
 
-def _blank(cell: str, key: str, status: str) -> Row:
-    return (cell, key, -1, -1, math.nan, math.nan, status)
+def _blank(entries: Iterable[Entry], failed: Sequence[tuple[str, str]]) -> list[Found]:
+    """What stands in the place of scores, and of what is kept, of these (key, status)."""
+    found: list[Found] = []
+    for cell, _, metric in entries:
+        if isinstance(metric, Kept):
+            found += [
+                Piece(cell, key, "", status, folder=metric.folder)
+                for key, status in failed
+                if key in metric.images
+            ]
+        else:
+            found += [(cell, key, -1, -1, math.nan, math.nan, status) for key, status in failed]
+    return found
 
 
 def _load(
@@ -240,7 +282,7 @@ class _Work:
     """What a portion's batches have in common."""
 
     job: Job
-    cells: Sequence[tuple[str, Choice, Choice]]
+    entries: Sequence[Entry]
     model: Model
     meter: Meter
     report: Report
@@ -248,17 +290,18 @@ class _Work:
     mark: Mark
 
     @functools.cached_property
-    def by_method(self) -> dict[Choice, list[tuple[str, Any]]]:
-        found: dict[Choice, list[tuple[str, Any]]] = {}
-        for cell, method, metric in self.cells:
-            found.setdefault(method, []).append((cell, metric.make()))
+    def by_method(self) -> dict[Choice | None, list[tuple[Entry, Any]]]:
+        """Entries with what reads their explanations; pictures have no method."""
+        found: dict[Choice | None, list[tuple[Entry, Any]]] = {}
+        for entry in self.entries:
+            found.setdefault(entry[1], []).append((entry, entry[2].make()))
         return found
 
     @functools.cached_property
     def methods(self) -> dict[Choice, Any]:
-        return {choice: choice.make() for choice in self.by_method}
+        return {choice: choice.make() for choice in self.by_method if choice is not None}
 
-    def rows(self, batch: Batch, rows: int) -> Iterator[list[Row]]:
+    def rows(self, batch: Batch, rows: int) -> Iterator[list[Found]]:
         """Rows of a batch, whole: out of memory begins it again in halves."""
         try:
             found = list(self._rows(batch, rows))
@@ -275,10 +318,10 @@ class _Work:
         else:
             yield found
 
-    def _all(self, batch: Batch, status: str) -> list[Row]:
-        return [_blank(cell, key, status) for cell, _, _ in self.cells for key in batch.keys]
+    def _all(self, batch: Batch, status: str) -> list[Found]:
+        return _blank(self.entries, [(key, status) for key in batch.keys])
 
-    def _rows(self, batch: Batch, rows: int) -> Iterator[Row]:
+    def _rows(self, batch: Batch, rows: int) -> Iterator[Found]:
         metrics = [[metric for _, metric in asked] for asked in self.by_method.values()]
         probe = Probe(
             self.model,
@@ -300,27 +343,41 @@ class _Work:
                     strict=False,  # the probe's filling has no keys
                 )
             )
+            if self.job.target != "predicted":
+                sure = probability(probe[Logits()], probe[Logits()].argmax(1)).tolist()
+                self.report.confidence |= {
+                    key: value
+                    for key, value in zip(batch.keys, sure, strict=False)
+                    if math.isfinite(value)
+                }
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the network itself cannot take these images
             yield from self._all(batch, self.report.failure(error, f"model {self.model.name}"))
             return
         for choice, asked in self.by_method.items():
-            self.mark(tuple(cell for cell, _ in asked))
-            explanation: Explanation | str = self._explanation(probe, choice)
-            for cell, metric in asked:
+            asked = [one for one in asked if _concerns(one[0], batch)]
+            if not asked:
+                continue
+            self.mark(tuple(dict.fromkeys(cell for (cell, _, _), _ in asked)))
+            explanation = self._explanation(probe, choice)
+            for entry, metric in asked:
                 if self.stop():
                     self.report.stopped = True
                     return
-                self.mark((cell,))
-                where = f"method {choice.label}, metric {metric.name}"
-                outcomes = self._outcomes(metric, explanation, where, len(clean))
+                self.mark((entry[0],))
+                if isinstance(entry[2], Kept):
+                    yield from self._kept(entry, entry[2], metric, explanation, batch)
+                    continue
+                outcomes = self._outcomes(metric, explanation, place(entry), len(clean))
                 for known, outcome in zip(clean, outcomes, strict=True):
-                    yield (cell, *known, *outcome)
+                    yield (entry[0], *known, *outcome)
         self.report.events.extend(probe.events)
         self.report.smallest_rows = min(self.report.smallest_rows or rows, probe.chunk)
 
-    def _explanation(self, probe: Probe, choice: Choice) -> Explanation | str:
+    def _explanation(self, probe: Probe, choice: Choice | None) -> Explanation | Probe | str:
+        if choice is None:
+            return probe
         try:
             return probe.explain(self.methods[choice])
         except torch.OutOfMemoryError:
@@ -328,15 +385,41 @@ class _Work:
         except (Exception, SystemExit) as error:
             return self.report.failure(error, f"method {choice.label}")
 
+    def _kept(
+        self, entry: Entry, kept: Kept, reader: Any, explanation: Any, batch: Batch
+    ) -> list[Found]:
+        """What is kept of the images that want it."""
+        status = explanation if isinstance(explanation, str) else ""
+        if not status:
+            try:
+                return [*pieces(entry[0], kept, reader(explanation), batch.keys)]
+            except torch.OutOfMemoryError:
+                raise
+            except (Exception, SystemExit) as error:
+                status = self.report.failure(error, place(entry))
+        return _blank([entry], [(key, status) for key in batch.keys])
+
     def _outcomes(
-        self, metric: Any, explanation: Explanation | str, where: str, count: int
+        self, metric: Any, explanation: Explanation | Probe | str, where: str, count: int
     ) -> list[tuple[float, str]]:
         """(value, status) of each image."""
-        if isinstance(explanation, str):
-            return [(math.nan, explanation)] * count
+        if not isinstance(explanation, Explanation):
+            return [(math.nan, str(explanation))] * count
         try:
             return evaluated(metric, explanation)
         except torch.OutOfMemoryError:
             raise
         except (Exception, SystemExit) as error:
             return [(math.nan, self.report.failure(error, where))] * count
+
+
+def _concerns(entry: Entry, batch: Batch) -> bool:
+    """Whether any image of the batch lacks the entry: a cell's images lack it all."""
+    return not isinstance(entry[2], Kept) or not entry[2].images.isdisjoint(batch.keys)
+
+
+def place(entry: Entry) -> str:
+    """An entry in words, for messages."""
+    _, method, metric = entry
+    what = metric.label if isinstance(metric, Kept) else f"metric {metric.label}"
+    return what if method is None else f"method {method.label}, {what}"

@@ -16,7 +16,8 @@ def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
 
     * ``ok``.
     * ``degenerate``: scored, but the map is constant as the metric reads it.
-    * ``failed: nonfinite``: the map holds NaN or infinity and is not scored.
+    * ``failed: nonfinite``, or the method's word for it: the map holds NaN or infinity and is not
+      scored.
     * the metric's ``undefined``: it returned NaN, its word for "undefined here"; where it declares
       none, or returns infinity, ``failed: nonfinite score``.
 
@@ -42,7 +43,7 @@ def evaluated(metric: Any, explanation: Explanation) -> list[tuple[float, str]]:
         strict=False,
     ):
         if not finite:
-            outcomes.append((math.nan, "failed: nonfinite"))
+            outcomes.append((math.nan, explanation.nonfinite))
         elif math.isnan(value):
             outcomes.append((math.nan, undefined))
         elif math.isinf(value):

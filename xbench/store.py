@@ -10,14 +10,16 @@ and its rows count as never computed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -34,9 +36,68 @@ if TYPE_CHECKING:
 SCHEMA = 1
 COLUMNS = ("cell", "image", "label", "predicted", "probability", "value", "status")
 _TYPES = (pa.string(), pa.string(), pa.int64(), pa.int64(), pa.float64(), pa.float64(), pa.string())
-_ROWS = pa.schema([pa.field(*pair, nullable=False) for pair in zip(COLUMNS, _TYPES, strict=True)])
-_KEY = ["cell", "image"]
 _ERROR = "error"  # how a status begins that is not final
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the parts of a group hold.
+
+    Args:
+        schema: columns and types, no nulls.
+        key: the columns that name a row.
+        heavy: a column that is read only when it is asked for; the column ``digest`` seals each of
+            its values.
+    """
+
+    schema: pa.Schema
+    key: tuple[str, ...]
+    heavy: str = ""
+
+    @property
+    def light(self) -> pa.Schema:
+        """What is read always."""
+        return pa.schema([column for column in self.schema if column.name != self.heavy])
+
+
+def _schema(*columns: tuple[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([pa.field(*column, nullable=False) for column in columns])
+
+
+SCORES = Form(_schema(*zip(COLUMNS, _TYPES, strict=True)), ("cell", "image"))
+KEPT = Form(
+    _schema(
+        *((name, pa.string()) for name in ("cell", "image", "name", "status", "dtype", "shape")),
+        ("digest", pa.string()),
+        ("data", pa.binary()),
+    ),
+    ("cell", "image", "name"),
+    heavy="data",
+)
+"""Curves, maps and pictures: an array for each cell (or another id), image and name."""
+
+_ROWS_AT_ONCE = 128
+"""Rows of a part with heavy values that are read together."""
+
+
+class Piece(NamedTuple):
+    """One array that is kept of an image; without it, the status says why.
+
+    Args:
+        id: of what is kept: the cell's for its curves.
+        image: key.
+        name: among the arrays of one id, such as "mask" beside "picture".
+        status: "ok", or the reason.
+        array: of any shape.
+        folder: where it goes as a file of its own kind, instead of the store.
+    """
+
+    id: str
+    image: str
+    name: str
+    status: str
+    array: np.ndarray[Any, Any] | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +146,18 @@ class Group:
         mixed: whether rows of different provenance differed, as of the last :meth:`rows`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: Form = SCORES) -> None:
         self.path = path
+        self.form = form
         self.damaged: list[str] = []
         self.duplicates = 0
         self.mixed = False
         self._known: dict[str, Part | None] = {}  # by file name: parts never change; None is bad
+
+    @cached_property
+    def kept(self) -> Group:
+        """What is kept beside the scores of this group, in parts of their own."""
+        return Group(self.path / "kept", KEPT)
 
     def manifest(self, wanted: Mapping[str, object]) -> dict[str, Any]:
         """What is pinned for this group: ``wanted`` if nothing is yet, else what came first.
@@ -135,7 +202,7 @@ class Group:
 
         Args:
             name: how the file's name begins, such as a slice's number; an id of its own follows.
-            rows: the columns of :data:`COLUMNS`, in any order; NaN for unknown numbers.
+            rows: the columns of the form, in any order; NaN for unknown numbers.
             facts: JSON values kept with the rows. Parts of equal ``facts["provenance"]`` promise
                 equal rows.
 
@@ -145,23 +212,28 @@ class Group:
         """
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
             raise ValueError(f"part name {name!r} must be of letters, digits, '.', '_' and '-'")
-        table = _as_table(rows)
-        seal = {"schema": SCHEMA, "rows": table.num_rows, "digest": _digest(table)}
+        table = _as_table(rows, self.form.schema)
+        light = table.select(self.form.light.names)
+        seal = {"schema": SCHEMA, "rows": table.num_rows, "digest": _digest(light)}
         sealed = _canonical(seal | {"facts": dict(facts)})
         file = pa.BufferOutputStream()
         with pq.ParquetWriter(
             file,
-            _ROWS,
+            self.form.schema,
             compression="zstd",
-            use_dictionary=["cell", "image", "status"],
+            use_dictionary=[
+                column.name
+                for column in self.form.schema
+                if pa.types.is_string(column.type) and column.name != "digest"
+            ],
             write_page_checksum=True,
             write_statistics=False,
             store_schema=False,  # a second copy of names and types is a second place to rot
         ) as writer:
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=_ROWS_AT_ONCE if self.form.heavy else None)
             writer.add_key_value_metadata({"xbench": sealed, "xbench-seal": _sha256(sealed)})
         path = self.path / f"{name}-{os.urandom(8).hex()}.parquet"
-        atomic_write(path, file.getvalue().to_pybytes())
+        atomic_write(path, memoryview(file.getvalue()))
         return path
 
     def parts(self) -> list[Part]:
@@ -178,7 +250,7 @@ class Group:
         return [part for part in self._known.values() if part is not None]
 
     def rows(self) -> pd.DataFrame:
-        """One row per cell and image, sorted by both, with the columns of :data:`COLUMNS`.
+        """One row per cell and image, sorted by both, with all columns that are not heavy.
 
         A final row wins over those whose status starts with "error"; of several errors, the last
         by file name. Equal final rows are one. Where different provenance made them differ, the
@@ -188,53 +260,86 @@ class Group:
             StoreError: if final rows of equal provenance differ, or a part is newer.
         """
         parts = self.parts()
-        frame: pd.DataFrame = _in_order(parts).to_pandas()
+        key, columns = list(self.form.key), self.form.light.names
+        frame: pd.DataFrame = _in_order(parts, self.form).to_pandas()
         failed = frame["status"].str.startswith(_ERROR)
-        again = frame[~failed & frame.duplicated(_KEY, keep=False)]
-        said = again.drop_duplicates([*COLUMNS, "provenance"])
-        against = said[said.duplicated([*_KEY, "provenance"], keep=False)]
-        for (cell, image, _), rows in against.groupby([*_KEY, "provenance"]):
+        again = frame[~failed & frame.duplicated(key, keep=False)]
+        said = again.drop_duplicates([*columns, "provenance"])
+        against = said[said.duplicated([*key, "provenance"], keep=False)]
+        for (cell, image, *_), rows in against.groupby([*key, "provenance"]):
             names = " and ".join(parts[part].path.name for part in rows["part"])
             raise StoreError(
                 f"{names} in {self.path} claim equal provenance and disagree on cell {cell}, image "
-                f"{image!r}:\n{rows[[*COLUMNS[2:]]].to_string(index=False)}\nRemove the part that "
+                f"{image!r}:\n{rows[columns[2:]].to_string(index=False)}\nRemove the part that "
                 f"you do not trust and run again, which computes its rows anew"
             )
-        distinct = said.drop_duplicates([*COLUMNS])
+        distinct = said.drop_duplicates(columns)
         self.duplicates = len(again) - len(distinct)
-        self.mixed = bool(distinct.duplicated(_KEY).any())
+        self.mixed = bool(distinct.duplicated(key).any())
         preferred = frame.index[~failed].append(frame.index[failed][::-1])
-        chosen = frame.loc[preferred].drop_duplicates(_KEY).sort_index()
-        return chosen[[*COLUMNS]].reset_index(drop=True)
+        chosen = frame.loc[preferred].drop_duplicates(key).sort_index()
+        found: pd.DataFrame = chosen[columns].reset_index(drop=True)
+        return found
 
     def done(self) -> dict[str, set[str]]:
         """Image keys with a final row, by cell id; errors are not final and are tried again."""
-        table = _in_order(self.parts())
+        table = _in_order(self.parts(), self.form)
         final = table.filter(pc.invert(pc.starts_with(table["status"], _ERROR)))
         images = final.group_by("cell").aggregate([("image", "distinct")])
         keys = map(set, images["image_distinct"].to_pylist())
         return dict(zip(images["cell"].to_pylist(), keys, strict=True))
 
+    def arrays(
+        self, cells: Collection[str], images: Collection[str]
+    ) -> Iterator[tuple[str, str, str, np.ndarray[Any, Any]]]:
+        """Cell, image, name and array of what is kept of these; each is verified as it is read.
+
+        The first by file name counts. A part with a damaged array is set aside, and reported in
+        :attr:`damaged`; what it held is computed again by the next run that keeps it.
+        """
+        seen: set[tuple[str, str, str]] = set()
+        for part in self.parts():
+            wanted = [
+                (at, row)
+                for at, row in enumerate(part.rows.to_pylist())
+                if row["cell"] in cells and row["image"] in images and row["status"] == "ok"
+            ]
+            try:
+                for row, array in _heavy(part.path, self.form, wanted):
+                    key = (row["cell"], row["image"], row["name"])
+                    if key not in seen:
+                        seen.add(key)
+                        yield *key, array
+            except Exception as error:  # a flipped bit can raise anything
+                self._set_aside(part.path, error)
+                self._known[part.path.name] = None
+
     def _read(self, path: Path) -> Part | None:
         try:
-            content = path.read_bytes()
+            content = (
+                pa.OSFile(str(path)) if self.form.heavy else pa.BufferReader(path.read_bytes())
+            )
         except FileNotFoundError:
             return None  # another process has just set it aside, and reports it
         except OSError as error:
             self.damaged.append(f"{path} cannot be read ({error.strerror}); left where it is")
             return None
         try:
-            return _verified(path, content)
+            with content:
+                return _verified(path, content, self.form)
         except StoreError:
             raise
         except Exception as error:  # a flipped bit can raise anything
-            with suppress(OSError):  # a store may be read-only
-                path.rename(path.with_name(f"{path.name}.bad"))
-            self.damaged.append(
-                f"{path} is damaged ({error}): its rows count as missing; it is set aside as "
-                f"{path.name}.bad, if the folder lets it"
-            )
+            self._set_aside(path, error)
             return None
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        with suppress(OSError):  # a store may be read-only
+            path.rename(path.with_name(f"{path.name}.bad"))
+        self.damaged.append(
+            f"{path} is damaged ({error}): its rows count as missing; it is set aside as "
+            f"{path.name}.bad, if the folder lets it"
+        )
 
 
 def _folder(name: str) -> str:
@@ -264,28 +369,62 @@ def _digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _as_table(rows: pd.DataFrame | pa.Table) -> pa.Table:
+def _as_table(rows: pd.DataFrame | pa.Table, schema: pa.Schema) -> pa.Table:
     given = list(rows.column_names if isinstance(rows, pa.Table) else rows.columns)
-    if sorted(given) != sorted(COLUMNS):
-        raise ValueError(f"a part has the columns {', '.join(COLUMNS)}, not {given}")
-    columns = [pa.array(rows[field.name].to_numpy(), field.type) for field in _ROWS]
+    if sorted(given) != sorted(schema.names):
+        raise ValueError(f"a part has the columns {', '.join(schema.names)}, not {given}")
+    if isinstance(rows, pa.Table) and rows.schema == schema:
+        return rows
+    columns = [pa.array(rows[field.name].to_numpy(), field.type) for field in schema]
     if any(column.null_count for column in columns):
         raise ValueError("a part has no nulls; an unknown number is NaN")
-    return pa.table(columns, schema=_ROWS)
+    return pa.table(columns, schema=schema)
 
 
-def _verified(path: Path, content: bytes) -> Part:
-    """The part in these bytes; any error but StoreError means that they are damaged."""
-    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+def kept_table(pieces: Iterable[Piece]) -> pa.Table:
+    """Arrays as the rows of a part of :data:`KEPT`, and the reasons where there is none."""
+    rows: dict[str, list[Any]] = {name: [] for name in KEPT.schema.names}
+    for piece in pieces:
+        array = np.empty(0) if piece.array is None else np.ascontiguousarray(piece.array)
+        data = array.tobytes()
+        values = (piece.id, piece.image, piece.name, piece.status, array.dtype.str,
+                  json.dumps(array.shape), _sha256(data), data)  # fmt: skip
+        for column, value in zip(rows.values(), values, strict=True):
+            column.append(value)
+    return pa.table(rows, schema=KEPT.schema)
+
+
+def _heavy(
+    path: Path, form: Form, wanted: Sequence[tuple[int, dict[str, Any]]]
+) -> Iterator[tuple[dict[str, Any], np.ndarray[Any, Any]]]:
+    """Rows, by their numbers in a part, with their arrays; a few are in memory at once."""
+    if not wanted:
+        return
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group, chosen in itertools.groupby(wanted, lambda one: one[0] // _ROWS_AT_ONCE):
+            values = file.read_row_group(group, columns=[form.heavy], use_threads=False)[form.heavy]
+            for at, row in chosen:
+                data = values[at % _ROWS_AT_ONCE].as_py()
+                if _sha256(data) != row["digest"]:
+                    raise ValueError("an array is not the one that was sealed")
+                shape = json.loads(row["shape"])
+                yield row, np.frombuffer(data, np.dtype(row["dtype"])).reshape(shape)
+
+
+def _verified(path: Path, content: Any, form: Form) -> Part:
+    """The part in this file; any error but StoreError means that it is damaged."""
+    file = pq.ParquetFile(content, page_checksum_verification=True)
     metadata = file.metadata.metadata or {}
     sealed = metadata.get(b"xbench", b"")
     if metadata.get(b"xbench-seal", b"") != _sha256(sealed).encode():
         raise ValueError("its seal does not fit")
     seal = json.loads(sealed)
     _refuse_newer(path, seal)
-    rows = file.read(use_threads=False).replace_schema_metadata()
+    if file.schema_arrow.remove_metadata() != form.schema:
+        raise ValueError("its columns are not those of such a part")
+    rows = file.read(columns=form.light.names, use_threads=False).replace_schema_metadata()
     found = (rows.schema, rows.num_rows, _digest(rows))
-    if found != (_ROWS, seal["rows"], seal["digest"]):
+    if found != (form.light, seal["rows"], seal["digest"]):
         raise ValueError("its rows are not those that were sealed")
     return Part(path, seal["facts"], rows)
 
@@ -299,13 +438,13 @@ def _refuse_newer(path: Path, sealed: Mapping[str, Any]) -> None:
         )
 
 
-def _in_order(parts: Sequence[Part]) -> pa.Table:
+def _in_order(parts: Sequence[Part], form: Form) -> pa.Table:
     """Rows by cell, image and part, with the numbers of part and provenance as columns."""
     seen: dict[bytes, int] = {}
     made = [seen.setdefault(_canonical(p.facts.get("provenance")), len(seen)) for p in parts]
-    table = pa.concat_tables([_ROWS.empty_table(), *(part.rows for part in parts)])
+    table = pa.concat_tables([form.light.empty_table(), *(part.rows for part in parts)])
     for name, numbers in (("part", range(len(parts))), ("provenance", made)):
         column = np.repeat(np.asarray(numbers, np.int64), [part.rows.num_rows for part in parts])
         table = table.append_column(name, pa.array(column))
-    keys = [(name, "ascending") for name in _KEY]
+    keys = [(name, "ascending") for name in form.key]
     return table.take(pc.sort_indices(table, sort_keys=keys))  # a stable sort

@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,8 @@ from . import registry
 from .document import Document, parse
 from .errors import SuiteError, UsageError
 
+FACTS = ("degenerate_maps", "tied_pixels", "mean_mass")
+"""Metrics of every suite: facts about maps, without which its other scores are easily misread."""
 MAX_CELLS = 1_000_000
 MAX_LABEL = 100
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
@@ -33,6 +37,10 @@ class RunOptions(BaseModel):
         batch_size: rows of every forward; "auto" is 32 on a CPU, 128 on a GPU, at most ``slice``.
         workers: processes; "auto" is one per CPU core or GPU, at most one per unit of work.
         slice: images of a unit of work, which is what a kill can cost at most.
+        keep: what to store of every image beside its scores: "curves" of the metrics that have
+            any, "maps" of the methods, with pictures and masks.
+        examples: the first images, of which all of that is stored anyway; a few, for a page.
+        save_maps: a folder for all maps as safetensors files.
     """
 
     model_config = _STRICT
@@ -42,6 +50,9 @@ class RunOptions(BaseModel):
     batch_size: Count | Literal["auto"] = "auto"
     workers: Count | Literal["auto"] = "auto"
     slice: Count = 64
+    keep: list[Literal["curves", "maps"]] = []
+    examples: Annotated[int, Field(ge=0)] = 4
+    save_maps: Annotated[str, Field(min_length=1)] | None = None
 
 
 class _Exclude(BaseModel):
@@ -67,6 +78,47 @@ class _File(BaseModel):
     run: RunOptions = RunOptions()
 
 
+class Selection(BaseModel):
+    """Which images of a data set are taken: the first in an order that more of them continue.
+
+    It is no part of what a score is known by, since scores are per image; the table states it.
+
+    Args:
+        images: how many; None takes all.
+        stratified: whether the classes' shares among the first images are those among all.
+        images_seed: another seed draws other images.
+        only: the candidates, as a list of ids (or of positions in the sorted ids), or the path of a
+            text or ``.npy`` file of them, relative to the data directory or the working directory;
+            None takes all as candidates.
+        min_confidence: least probability of the label under the model of the run.
+        correct: whether the model's prediction must be the label.
+    """
+
+    model_config = _STRICT
+
+    images: Count | None = None
+    stratified: bool = True
+    images_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    only: str | tuple[str | int, ...] | None = None
+    min_confidence: Annotated[float, Field(gt=0, le=1)] | None = None
+    correct: bool = False
+
+    @property
+    def needs_model(self) -> bool:
+        return self.correct or self.min_confidence is not None
+
+    def rule(self) -> str:
+        """What an image must satisfy, in words; empty if nothing."""
+        words = ["correct"] if self.correct else []
+        if self.min_confidence is not None:
+            words.append(f"confidence of the label >= {self.min_confidence:g}")
+        return ", ".join(words)
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults, and how many images."""
+        return {"images": self.images, **self.model_dump(exclude_defaults=True)}
+
+
 @dataclass(frozen=True)
 class Choice:
     """One entry of a suite, as plain data: hashable, and cheap to send to a worker.
@@ -76,14 +128,16 @@ class Choice:
         name: registered name.
         params: resolved hyper-parameters, sorted.
         label: what tables call it; not part of its identity.
-        images: of a data set, how many; None for all.
+        selection: of a data set, which images.
+        beside: label of the metric that must not stand alone, where that is why this one is there.
     """
 
     kind: str
     name: str
     params: tuple[tuple[str, Any], ...]
     label: str
-    images: int | None = None
+    selection: Selection = field(default_factory=Selection)
+    beside: str = field(default="", compare=False)
 
     def make(self) -> Any:
         """The entry itself."""
@@ -111,14 +165,33 @@ class Suite:
     run: RunOptions = field(default_factory=RunOptions)
 
     def excludes(self, dataset: Choice, model: Choice, method: Choice, metric: Choice) -> bool:
-        chosen = {"dataset": dataset, "model": model, "method": method, "metric": metric}
-        return any(
-            all(chosen[kind].matches(pattern) for kind, pattern in rule.items())
-            for rule in self.exclude
-        )
+        """Whether a rule names this cell, or each that its metric must not stand without."""
+
+        def named(metric: Choice) -> bool:
+            chosen = {"dataset": dataset, "model": model, "method": method, "metric": metric}
+            return any(
+                all(chosen[kind].matches(pattern) for kind, pattern in rule.items())
+                for rule in self.exclude
+            )
+
+        beside = self._beside.get(metric, []) if self.exclude else []
+        return named(metric) or (len(beside) > 0 and all(map(named, beside)))
+
+    @cached_property
+    def _beside(self) -> dict[Choice, list[Choice]]:
+        """Of each metric that must not stand alone, those that stand beside it."""
+        kin: dict[Any, list[Choice]] = {}
+        for choice in self.metrics:
+            kin.setdefault(_kin(choice.make()), []).append(choice)
+        return {
+            metric: [choice for entry in _companions(metric) for choice in kin.get(_kin(entry), ())]
+            for metric in self.metrics
+        }
 
     def narrowed(self, **patterns: Sequence[str]) -> Suite:
         """Only the entries of a kind that a shell pattern matches, by name or label.
+
+        To metrics belongs what must stand beside them: see :func:`complete`.
 
         Raises:
             UsageError: if a pattern matches nothing.
@@ -135,13 +208,15 @@ class Suite:
                     )
             if wanted:
                 kept[kind] = tuple(c for c in choices if any(c.matches(p) for p in wanted))
+        if "metrics" in kept:
+            kept["metrics"] = complete(kept["metrics"], self.metrics)
         return replace(self, **kept)
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was decided, as JSON can hold it."""
 
         def plain(choice: Choice) -> dict[str, Any]:
-            more = {"images": choice.images} if choice.kind == "datasets" else {}
+            more = choice.selection.given() if choice.kind == "datasets" else {}
             written = registry.Nested(choice.kind, choice.name, choice.params).plain()
             return {"label": choice.label, **more, **written}
 
@@ -155,6 +230,45 @@ class Suite:
             "exclude": [dict(rule) for rule in self.exclude],
             "run": self.run.model_dump(),
         }
+
+
+def complete(metrics: Sequence[Choice], known: Sequence[Choice] = ()) -> tuple[Choice, ...]:
+    """These metrics, behind each what must stand beside it, and at the end the facts about maps.
+
+    A metric class lists in ``beside`` what it would mislead without, as entries; a variant of the
+    same name and needs does as well.
+
+    Args:
+        known: where to look for what is lacking, before it is taken as the class lists it.
+    """
+    present = {_kin(choice.make()) for choice in metrics}
+    fitting = {_kin(choice.make()): choice for choice in reversed(known)}
+    found: list[Choice] = []
+    for metric in metrics:
+        found.append(metric)
+        for entry in _companions(metric):
+            if _kin(entry) not in present:
+                present.add(_kin(entry))
+                chosen = fitting.get(_kin(entry)) or _choice("metrics", entry)
+                found.append(replace(chosen, beside=metric.label))
+    lacking = [fact for fact in FACTS if all(choice.name != fact for choice in metrics)]
+    facts = (registry.make("metrics", fact) for fact in lacking)
+    return (*found, *(_choice("metrics", fact) for fact in facts))
+
+
+def _companions(metric: Choice) -> tuple[Any, ...]:
+    return tuple(getattr(metric.make(), "beside", ()))
+
+
+def _kin(entry: Any) -> tuple[Any, ...]:
+    """Variants that differ only in what they make of the same needs are of one kin."""
+    return (entry.name, *getattr(entry, "needs", ()))
+
+
+def _choice(kind: str, entry: Any, label: str = "", selection: Selection | None = None) -> Choice:
+    params = tuple(sorted(registry.parameters(entry).items()))
+    shown = label or registry.label(entry)
+    return Choice(kind, entry.name, params, shown, selection or Selection())
 
 
 def canonical(value: Any) -> str:
@@ -203,13 +317,28 @@ def read_suite(name: str) -> Document:
 # --- from document to suite -----------------------------------------------------------------------
 
 
-def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()) -> Suite:
-    """The suite in a document.
+Settings = Iterable[tuple[str, Any, str]]
+"""What overrides a document: dotted key, value, and who says so, for messages, such as
+``("run.batch_size", 32, "--batch-size")``."""
 
-    Args:
-        document: parsed YAML.
-        settings: what overrides it: dotted key, value, and who says so, for messages, such as
-            ``("run.batch_size", 32, "--batch-size")``.
+
+def load_suite(document: Document, settings: Settings = ()) -> Suite:
+    """The suite in a document, and what belongs to every suite: see :func:`complete`.
+
+    Raises:
+        SuiteError: with every problem that was found, each with its place.
+    """
+    written = suite_as_written(document, settings)
+    suite = replace(written, metrics=complete(written.metrics))
+    labels = Counter(choice.label for choice in suite.metrics)
+    if twice := [label for label, count in labels.items() if count > 1]:
+        sentence = "is the label of two metrics, one of which every suite has; choose another"
+        raise SuiteError([f"{document.source}: {label!r} {sentence}" for label in twice])
+    return suite
+
+
+def suite_as_written(document: Document, settings: Settings = ()) -> Suite:
+    """The suite in a document and nothing else.
 
     Raises:
         SuiteError: with every problem that was found, each with its place.
@@ -240,7 +369,10 @@ def load_suite(document: Document, settings: Iterable[tuple[str, Any, str]] = ()
         raise SuiteError([f"{document.source}: {cells:,} cells; at most {MAX_CELLS:,} are allowed"])
     if file.run.images is not None:
         chosen["datasets"] = tuple(
-            replace(choice, images=file.run.images) for choice in chosen["datasets"]
+            replace(
+                choice, selection=choice.selection.model_copy(update={"images": file.run.images})
+            )
+            for choice in chosen["datasets"]
         )
     return Suite(
         name=file.name,
@@ -356,8 +488,8 @@ class _Reader:
             return []
         params = dict(params)
         name = params.pop("name")
-        label = self._common(params, "label", str, path)
-        images = self._common(params, "images", int, path) if kind == "datasets" else None
+        label = self._label(params, path)
+        selection = self._selection(params, path) if kind == "datasets" else Selection()
         try:
             cls = registry.find(kind, name)
         except UsageError as error:
@@ -393,17 +525,26 @@ class _Reader:
                     f"but found {shown!r}",
                 )
                 return []
-            params_of = tuple(sorted(registry.parameters(entry).items()))
-            made.append(Choice(kind, entry.name, params_of, shown, images))
+            made.append(_choice(kind, entry, shown, selection))
         return made
 
-    def _common(self, params: dict[str, Any], key: str, kind: type, path: Any) -> Any:
-        value = params.pop(key, None)
-        wrong = value is not None and (not isinstance(value, kind) or isinstance(value, bool))
-        if wrong or (kind is int and value is not None and value < 1):
-            self._problem((*path, key), f"{key} must be {kind.__name__}, but found {value!r}")
+    def _label(self, params: dict[str, Any], path: tuple[str | int, ...]) -> str | None:
+        label = params.pop("label", None)
+        if label is not None and not isinstance(label, str):
+            self._problem((*path, "label"), f"label must be str, but found {label!r}")
             return None
-        return value
+        return label
+
+    def _selection(self, params: dict[str, Any], path: tuple[str | int, ...]) -> Selection:
+        given = {key: params.pop(key) for key in Selection.model_fields if key in params}
+        try:
+            return Selection.model_validate(registry.tuples(given))
+        except ValidationError as error:
+            for problem in error.errors():
+                key = str(problem["loc"][0])
+                reason = problem["msg"][:1].lower() + problem["msg"][1:]
+                self._problem((*path, key), f"{key}: {reason}, but found {problem['input']!r}")
+            return Selection()
 
 
 def _axes(params: Mapping[str, Any], takes_a_list: Callable[[str], bool]) -> list[list[Any]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import registry
 from .autograd import prepared
-from .errors import BadImage, Unsupported
+from .errors import BadImage, Unpriced, Unsupported
 from .models.loading import describe_layers, load_model, weights_hash
 from .plan import batch_needs, map_needs
 from .probe import Explanation, Logits, MapOf, Probe, closure, cost, method_cost, stops_early
@@ -148,7 +148,7 @@ def planted_batch(count: int = 8, side: int = SIDE) -> tuple[Model, Batch]:
     net = PlantedNetwork(batch.masks[0]).eval().requires_grad_(False)
     images = (net.checker + 1) / 2 * 0.9 + 0.1 * batch.images
     planted = Batch(images, torch.zeros(count, dtype=torch.int64), batch.keys, batch.masks)
-    return Model("planted", net, (0.0,) * 3, (1.0,) * 3, {}), planted
+    return Model("planted", net, (0.0,) * 3, (1.0,) * 3, {}, (side, side)), planted
 
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -256,16 +256,25 @@ def _check_unsuitable(name: str, method: Any) -> None:
         raise AssertionError(f"{name} declares transformers but works on a convolutional network")
 
 
-def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
+def check_metric(
+    name: str, params: Mapping[str, Any] | None = None, *, finds_object: bool = True
+) -> None:
     """The contract of a metric.
 
     One value per image, the same for a batch and one by one, inside the declared range; the
     object's mask beats random maps in the declared direction, unless that is "neither", where the
     network's evidence is known (a metric that runs the method again does so with ``gradient``,
-    which sees the object there);
+    which sees the object there); one that declares a ``gate`` lets ``gradient`` pass there, and no
+    map that ignores the network;
     constant and zero maps give a value or NaN, a map with NaN gives ``failed: nonfinite`` for its
     own image alone; declared passes are counted passes; the same twice; nothing is left behind;
     memory is flat over calls.
+
+    Args:
+        name: in the registry.
+        params: its hyper-parameters.
+        finds_object: False where the object's mask need not beat random maps, such as for a metric
+            that compares a given map with the method's own.
 
     Raises:
         AssertionError: with the law that is broken.
@@ -277,14 +286,14 @@ def check_metric(name: str, params: Mapping[str, Any] | None = None) -> None:
     )
     model, batch = planted_batch()
     with unchanged(model, batch, name):
-        _check_scores(name, metric, model, batch)
+        _check_scores(name, metric, model, batch, finds_object)
         random = Probe(model, batch).uniform("random map")
         method = registry.make("methods", "gradient")
         metric(Explanation(Probe(model, batch), random, method))
     _check_memory(name, lambda: metric(Explanation(Probe(model, batch), random, method)))
 
 
-def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
+def _check_scores(name: str, metric: Any, model: Model, batch: Batch, finds_object: bool) -> None:
     assert batch.masks is not None
     method = registry.make("methods", "gradient")
     with prepared(model.net) as meter:
@@ -301,7 +310,10 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
                 f"{name} must return one value per image"
             )
             asked = (Logits(), *batch_needs([], [[metric]]), *map_needs([metric], method))
-            declared = cost(closure(asked, method), model)
+            try:
+                declared = cost(closure(asked, method), model)
+            except Unpriced:  # the plan says "unknown"
+                return found.double()
             assert probe.spent == declared, f"{name} declares {declared} but spends {probe.spent}"
             return found.double()
 
@@ -316,9 +328,13 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
             f"{name}: a batch of 8 differs from 8 batches of 1 by {worst:.1e}"
         )
         gain = float((oracle - drawn).mean()) * (1 if metric.better == "higher" else -1)
-        assert gain > 0 or metric.better == "neither", (
+        gate = getattr(metric, "gate", None)
+        told = metric.better != "neither" and finds_object and gate is None
+        assert gain > 0 or not told, (
             f"{name}: the object's mask does not beat random maps ({metric.better} is better)"
         )
+        if gate is not None:
+            _check_gate(name, metric, Probe(model, batch, meter=meter), gate)
         low, high = getattr(metric, "range", (float("-inf"), float("inf")))
         for found in (drawn, oracle):
             assert ((found >= low) & (found <= high)).all(), (
@@ -335,6 +351,15 @@ def _check_scores(name: str, metric: Any, model: Model, batch: Batch) -> None:
         whole = Explanation(Probe(model, batch, meter=meter), random, method)
         expected = evaluated(metric, whole)
         assert outcomes[1:] == expected[1:], f"{name}: NaN in one map changes another image's score"
+
+
+def _check_gate(name: str, metric: Any, probe: Probe, gate: float) -> None:
+    for method, passes in (("gradient", True), ("random", False)):
+        mean = float(metric(probe.explain(registry.make("methods", method))).mean())
+        is_better = mean > gate if metric.better == "higher" else mean < gate
+        assert is_better == passes, (
+            f"{name}: {method}, at {mean:.3g}, is {'not ' if passes else ''}let through the gate"
+        )
 
 
 def check_model(

@@ -121,6 +121,9 @@ class Network:
             ones.
         mean, std: as in :class:`Model`.
         layers: roles that are known; ``last_conv`` is found by a dry run where it is missing.
+        size: (H, W) of the images that the weights were made for; None where nobody says.
+        sha256: of the weight file, or how it begins, where its source says so.
+        fetch: what brings the weight file to its place, in words or as a command.
     """
 
     build: Callable[[], nn.Module]
@@ -128,6 +131,16 @@ class Network:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layers: Mapping[str, str] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    sha256: str = ""
+    fetch: str = ""
+
+
+class Line(NamedTuple):
+    """One curve of a metric: (P,) shares of the pixels, and what was read there, (N, P)."""
+
+    shares: Tensor
+    values: Tensor
 
 
 class Sample(NamedTuple):
@@ -139,7 +152,11 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """An opened data set. Opening reads an index, never all pictures."""
+    """An opened data set. Opening reads an index, never all pictures.
+
+    Where it knows its labels without loading, an attribute ``labels`` gives them by position, and
+    a selection takes the classes by their shares.
+    """
 
     @property
     def ids(self) -> Sequence[str]:

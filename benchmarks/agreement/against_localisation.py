@@ -38,7 +38,9 @@ def maps(kind: str) -> Tensor:
         COUNT, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     smooth = torch.nn.functional.avg_pool2d(noise, 5, 1, 2)
-    return {"signed": noise, "smooth": smooth, "tied": (2 * noise).round()}[kind]
+    some_flat = noise.where(torch.arange(COUNT)[:, None, None] % 3 > 0, 1)
+    kinds = {"signed": noise, "smooth": smooth, "tied": (2 * noise).round(), "flat": some_flat}
+    return kinds[kind]
 
 
 def masks(unlabelled: bool) -> Tensor:
@@ -262,6 +264,8 @@ COMPARISONS: tuple[Comparison, ...] = (
                grey_levels, {"preset": "gag-2024"}),
     comparison("effective_complexity", "Quantus EffectiveComplexity, one image at a time",
                by_quantus("EffectiveComplexity", abs=True, eps=0.2), {"eps": 0.2}),
+    comparison("degenerate_maps", "definition, NumPy ptp",
+               lambda saliency, _: float(np.ptp(saliency) == 0), kind="flat"),
     comparison("tied_pixels", "NumPy unique", tied, kind="tied"),
     comparison("mean_mass", "definition, in NumPy",
                lambda saliency, _: float(scaled(saliency).mean())),

@@ -16,16 +16,17 @@ import pytest
 from conftest import Outcome, finish, last_run, members, start, suite_file
 
 from xbench.store import Store
+from xbench.suite import FACTS
 
 SUITE: dict[str, Any] = {
     "name": "cut",
     "datasets": [{"name": "shapes", "images": 48}],
     "models": ["shapes/resnet"],
     "methods": ["gradient", "grad_cam", {"name": "smooth_grad", "samples": 60}],
-    "metrics": ["average_drop", {"name": "deletion", "steps": 200}, "mae"],
+    "metrics": ["average_drop", "average_gain", {"name": "deletion", "steps": 200}, "mae", *FACTS],
     "run": {"batch_size": 4, "slice": 8, "workers": 2},
 }
-CELLS, IMAGES, UNITS = 9, 48, 6
+CELLS, IMAGES, UNITS = 21, 48, 6
 
 
 @pytest.fixture

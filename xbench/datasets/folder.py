@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
-
-from ..errors import BadImage, UsageError
 from ..registry import dataset
-from ..types import Sample, Source
-from .listing import SUFFIXES, Picture, existing_root, in_folders, in_index, read_classes
-from .pictures import File, Transform, load_image, load_mask
-
-THREADS = 4
-
-_Pixels = Annotated[int, Field(ge=1)]
+from ..types import Source
+from .listing import existing_root, in_folders, in_index, read_classes
+from .pictures import Pixels, Resize, Transform, must_fit
+from .sources import PictureSource
 
 
 @dataset("folder")
@@ -60,19 +48,13 @@ class Folder:
     index: str | None = None
     label_column: str | None = "label"
     masks: str | None = None
-    resize: _Pixels | tuple[_Pixels, _Pixels] | None = 256
-    crop: _Pixels | None = 224
+    resize: Resize = 256
+    crop: Pixels | None = 224
 
     def __post_init__(self) -> None:
         if self.index is not None and self.masks is not None:
             raise ValueError("masks cannot be combined with index, whose column 'mask' names them")
-        if self.crop is not None and self.resize is not None:
-            short = self.resize if isinstance(self.resize, int) else min(self.resize)
-            if self.crop > short:
-                raise ValueError(
-                    f"crop: {self.crop} does not fit into resize: {self.resize}; "
-                    f"'crop: null' keeps the whole picture"
-                )
+        must_fit(self.resize, self.crop)
 
     def open(self, data: Path | None) -> Source:
         """The listed pictures; none is opened.
@@ -81,7 +63,7 @@ class Folder:
             UsageError: if a folder, a CSV file or one of its columns is missing, or a label is
                 unknown. A single picture that is missing or damaged fails on loading.
         """
-        root = existing_root(self.root, data)
+        root = existing_root("folder", self.root, data)
         numbering = None if self.classes is None else read_classes(root / self.classes)
         if self.index is None:
             masks = None if self.masks is None else (root / self.masks).resolve()
@@ -89,83 +71,9 @@ class Folder:
         else:
             pictures = in_index(root, root / self.index, self.label_column, numbering)
             names = ()
-        if not pictures:
-            raise UsageError(f"{root / (self.index or '')} has no pictures ({', '.join(SUFFIXES)})")
-        return FolderSource(
-            root=root,
-            pictures=tuple(sorted(pictures, key=lambda picture: picture.image.name)),
-            classes=names if numbering is None else numbering.names,
-            transform=Transform(self.resize, self.crop),
+        return PictureSource.of(
+            root / (self.index or ""),
+            pictures,
+            names if numbering is None else numbering.names,
+            Transform(self.resize, self.crop),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class FolderSource:
-    """An opened :class:`Folder`; ids are paths relative to its root, in sorted order."""
-
-    root: Path
-    pictures: tuple[Picture, ...]
-    classes: tuple[str, ...]
-    transform: Transform
-    revision: ClassVar[str] = "1"  # the content is in the keys
-    _keys: dict[int, str] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(picture.image.name for picture in self.pictures)
-
-    @cached_property
-    def has_masks(self) -> bool:
-        return any(picture.mask is not None for picture in self.pictures)
-
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        if self.transform.size is not None:
-            return self.transform.size
-        for picture in self.pictures:
-            try:
-                image, _ = load_image(picture.image, self.transform)
-            except BadImage:
-                continue
-            return image.shape[1], image.shape[2]
-        raise UsageError(f"none of the {len(self.pictures)} pictures in {self.root} can be read")
-
-    def key(self, index: int) -> str:
-        """Id and a hash of image, mask and label, or ``unreadable`` where no image can be read."""
-        if index not in self._keys:
-            picture = self.pictures[index]
-            self._keys[index] = f"{picture.image.name}@{_content(picture)}"
-        return self._keys[index]
-
-    def load(self, indices: Sequence[int]) -> list[Sample | BadImage]:
-        size = self.size
-        with ThreadPoolExecutor(THREADS) as pool:  # PIL lets other threads run while it decodes
-            return list(pool.map(lambda index: self._load(self.pictures[index], size), indices))
-
-    def _load(self, picture: Picture, size: tuple[int, int]) -> Sample | BadImage:
-        try:
-            image, original = load_image(picture.image, self.transform)
-        except BadImage as error:
-            return error
-        if image.shape[1:] != size:
-            return BadImage(
-                f"picture {picture.image.name!r} has (height, width) {tuple(image.shape[1:])}, but "
-                f"the first readable one {size}; resize and crop can give all one size"
-            )
-        mask = load_mask(picture.mask, original, self.transform) if self.has_masks else None
-        return Sample(image, picture.label, mask)
-
-
-def _content(picture: Picture) -> str:
-    try:
-        content = _digest(picture.image)
-    except BadImage:
-        return "unreadable"
-    if picture.mask is not None:
-        with suppress(BadImage):
-            content += _digest(picture.mask)
-    return hashlib.sha256(content + str(picture.label).encode()).hexdigest()[:12]
-
-
-def _digest(file: File) -> bytes:
-    return hashlib.sha256(file.read()).digest()

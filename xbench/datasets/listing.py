@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from .pictures import File
+from .pictures import Encoded, File, ReadMask, two_values
 
 UNLABELLED = -1
 # GIF and TIFF are refused on loading, so that they are counted and not overlooked
@@ -18,11 +18,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Picture(NamedTuple):
-    """Where an image and its mask lie, and its label."""
+    """Where an image and its mask lie, its label, and what the mask's values mean."""
 
-    image: File
-    mask: File | None
+    image: Encoded
+    mask: Encoded | None
     label: int
+    read_mask: ReadMask = two_values
 
 
 class Numbering(NamedTuple):
@@ -33,18 +34,26 @@ class Numbering(NamedTuple):
     file: Path
 
 
-def existing_root(root: str, data: Path | None) -> Path:
-    """The resolved folder of a data set."""
+def existing_root(name: str, root: str, data: Path | None, hint: str = "") -> Path:
+    """The resolved folder of a data set.
+
+    Args:
+        name: of the data set, for messages.
+        root: relative to ``data``, or absolute.
+        data: the data directory.
+        hint: what to put there, and where it comes from.
+    """
+    hint = f". {hint}" if hint else ""
     if data is None and not Path(root).is_absolute():
         raise UsageError(
-            f"data set 'folder' looks for {root!r} in the data directory, and none is given; "
-            f"name it with --data DIR or XBENCH_DATA"
+            f"data set {name!r} looks for {root!r} in the data directory, and none is given; "
+            f"name it with --data DIR or XBENCH_DATA{hint}"
         )
     path = (data or Path()) / root
     if not path.is_dir():
         raise UsageError(
-            f"data set 'folder' looks for the folder {path}, which is not there; "
-            f"--data DIR or XBENCH_DATA names the directory that holds {root!r}"
+            f"data set {name!r} looks for the folder {path}, which is not there; "
+            f"--data DIR or XBENCH_DATA names the directory that holds {root!r}{hint}"
         )
     return path.resolve()
 
@@ -55,7 +64,7 @@ def in_folders(
     """The pictures of class folders, or of a flat one, and the class folders in sorted order."""
     if masks is not None and not masks.is_dir():
         raise UsageError(f"the folder of masks {masks} is not there; 'masks' is relative to {root}")
-    folders, images = _walk(root, masks)
+    folders, images = walk(root, masks)
     flat = [image for image in images if "/" not in image]
     if folders and flat:
         raise UsageError(
@@ -78,7 +87,7 @@ def in_folders(
     return pictures, tuple(folders)
 
 
-def _walk(root: Path, masks: Path | None) -> tuple[list[str], list[str]]:
+def walk(root: Path, masks: Path | None = None) -> tuple[list[str], list[str]]:
     """Names of the folders in ``root``, sorted, and of all pictures below it, relative to it."""
     top: list[str] = []
     images: list[str] = []
@@ -115,7 +124,7 @@ def in_index(
     """The pictures that a CSV file lists."""
     columns = ("image",) if label_column is None else ("image", label_column)
     pictures: dict[str, Picture] = {}
-    for line, cells in _read_csv(file, columns):
+    for line, cells in read_csv(file, columns):
         if not cells["image"]:
             raise UsageError(f"line {line} of {file} names no image")
         image = PurePosixPath(cells["image"]).as_posix()
@@ -142,7 +151,7 @@ def _label(text: str, line: int, file: Path, numbering: Numbering | None) -> int
 
 def read_classes(file: Path) -> Numbering:
     """All classes of a data set, by the file that numbers them."""
-    rows = [cells for _, cells in _read_csv(file, ())]
+    rows = [cells for _, cells in read_csv(file, ())]
     folder = next((name for name in (rows[0] if rows else {}) if name != "index"), None)
     if folder is None:
         raise UsageError(f"{file} has no class, or no column that names the class folders")
@@ -162,7 +171,7 @@ def read_classes(file: Path) -> Numbering:
     return Numbering(labels, tuple(names[label] for label in range(len(rows))), file)
 
 
-def _read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells of each row; text stays text, so that a class may be called NA."""
     if not file.is_file():
         raise UsageError(f"the CSV file {file} is not there")
@@ -180,3 +189,26 @@ def _read_csv(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, s
         if None in cells or None in cells.values():
             raise UsageError(f"line {line} of {file} does not have {len(header)} cells")
     return rows
+
+
+def read_table(file: Path, columns: int) -> list[tuple[int, list[str]]]:
+    """Line number and words of each line of a text file; ``#`` begins a comment.
+
+    Raises:
+        UsageError: if the file is missing, or a line does not have as many words.
+    """
+    if not file.is_file():
+        raise UsageError(f"the list {file} is not there; it belongs to the data set's own files")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the list {file} cannot be read: {error}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != columns:
+            raise UsageError(f"line {number} of {file} does not have {columns} words: {line!r}")
+        found.append((number, words))
+    return found

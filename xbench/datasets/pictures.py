@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import BadImage
@@ -28,7 +29,28 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 4 * MAX_PIXELS + 2**20  # such a picture uncompressed, and its header
 
+BACKGROUND, OBJECT, UNKNOWN = 0, 1, 2
+"""What a mask says of a pixel."""
+
+Pixels = Annotated[int, Field(ge=1)]
+Resize = Pixels | tuple[Pixels, Pixels] | None
+"""Short side, or exactly (height, width), or the picture's own size."""
+
+Mask = np.ndarray[Any, np.dtype[np.uint8]]
+ReadMask = Callable[[Image.Image], Mask]
+"""From a decoded PNG to (H, W) of BACKGROUND, OBJECT and UNKNOWN; ValueError if it is no mask."""
+
 _TOO_LARGE = f"it has more than {MAX_PIXELS // 10**6} megapixels"
+
+
+class Encoded(Protocol):
+    """A picture before it is decoded."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self) -> bytes:
+        """Its bytes, or :class:`BadImage`."""
 
 
 class File(NamedTuple):
@@ -99,7 +121,22 @@ class Transform:
         return resized.crop((left, top, left + self.crop, top + self.crop))
 
 
-def load_image(file: File, transform: Transform) -> tuple[Tensor, tuple[int, int]]:
+def must_fit(resize: int | tuple[int, int] | None, crop: int | None) -> None:
+    """Refuses a crop that no resized picture can hold.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if crop is not None and resize is not None:
+        short = resize if isinstance(resize, int) else min(resize)
+        if crop > short:
+            raise ValueError(
+                f"crop: {crop} does not fit into resize: {resize}; "
+                f"'crop: null' keeps the whole picture"
+            )
+
+
+def load_image(file: Encoded, transform: Transform) -> tuple[Tensor, tuple[int, int]]:
     """The transformed image (3, H, W), float32 in [0, 1], and the picture's own (width, height).
 
     Raises:
@@ -114,27 +151,45 @@ def load_image(file: File, transform: Transform) -> tuple[Tensor, tuple[int, int
         return torch.from_numpy(image), picture.size
 
 
-def load_mask(file: File | None, size: tuple[int, int], transform: Transform) -> Tensor:
-    """The object mask (H, W), 1 on the object and 0 elsewhere; all NaN if there is no valid one.
+def two_values(mask: Image.Image) -> Mask:
+    """A mask of one channel and two values, of which 0 is the background."""
+    if mask.mode not in ("1", "L", "P"):
+        raise ValueError(f"a mask has one channel of 1 or 8 bits, not {mask.mode}")
+    if mask.getcolors(2) is None:
+        raise ValueError("it has more than two values")
+    pixels: Mask = (np.asarray(mask) != 0).astype(np.uint8)
+    return pixels
 
-    A valid mask is a PNG of one channel and up to 8 bits, as large as the picture, with two values,
-    of which 0 is the background; after the transform, which takes the nearest pixel, some of the
-    object and some of the background are left. A mask is never repaired.
+
+def load_mask(
+    file: Encoded | None, size: tuple[int, int], transform: Transform, read: ReadMask = two_values
+) -> Tensor:
+    """The object mask (H, W), 1 on the object, 0 elsewhere, NaN where that is unknown; all NaN if
+    there is no valid one.
+
+    A valid mask is a PNG that ``read`` accepts, as large as the picture; after the transform, which
+    takes the nearest pixel, some of the object and some of the background are left. A mask is never
+    repaired.
 
     Args:
         file: None where an image has no mask.
         size: (width, height) of the picture before the transform.
+        transform: the picture's.
+        read: what the PNG's values mean.
     """
     try:
         if file is None:
             raise BadImage("there is no mask")
         data = file.read()
         with _bad_image(file.name):
-            mask = _object(_decode(data, ("PNG",)), size)
-            pixels = np.asarray(transform(mask, Image.Resampling.NEAREST))
-            if pixels.min() == pixels.max():
-                raise ValueError("after the transform it is empty or full")
-            return torch.from_numpy(pixels.astype(np.float32))
+            mask = _decode(data, ("PNG",))
+            if mask.size != size:
+                raise ValueError(f"the mask has size {mask.size}, its picture {size}")
+            pixels = np.asarray(transform(Image.fromarray(read(mask)), Image.Resampling.NEAREST))
+            if not {BACKGROUND, OBJECT} <= set(np.unique(pixels).tolist()):
+                raise ValueError("after the transform it has no object or no background")
+            values = np.array([0, 1, np.nan], dtype=np.float32)
+            return torch.from_numpy(values[pixels])
     except BadImage:
         width, height = transform(Image.new("L", size), Image.Resampling.NEAREST).size
         return torch.full((height, width), torch.nan)
@@ -161,17 +216,6 @@ def _rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
     picture.info.pop("transparency", None)  # PIL warns when it is lost, and here it always is
     return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def _object(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Ones where a mask that is valid before the transform is not zero."""
-    if mask.mode not in ("1", "L", "P"):
-        raise ValueError(f"a mask has one channel of 1 or 8 bits, not {mask.mode}")
-    if mask.size != size:
-        raise ValueError(f"the mask has size {mask.size}, its picture {size}")
-    if mask.getcolors(2) is None:
-        raise ValueError("it has more than two values")
-    return Image.fromarray((np.asarray(mask) != 0).astype(np.uint8))
 
 
 @contextmanager

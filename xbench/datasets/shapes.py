@@ -74,6 +74,10 @@ class ShapesSource:
     size: ClassVar[tuple[int, int]] = (SIZE, SIZE)
     has_masks: ClassVar[bool] = True
 
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return tuple(int(name) % len(CLASSES) for name in self.ids)
+
     def key(self, index: int) -> str:
         return image_key(self.seed, self.split, index)
 

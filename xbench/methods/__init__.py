@@ -11,6 +11,7 @@ from . import (
     opti_cam,
     paths,
     perturbation,
+    precomputed,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "opti_cam",
     "paths",
     "perturbation",
+    "precomputed",
 ]

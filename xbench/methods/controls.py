@@ -138,6 +138,10 @@ class Transformed:
         return bool(getattr(self.of.make(), "class_agnostic", False))
 
     @property
+    def precomputed(self) -> bool:
+        return bool(getattr(self.of.make(), "precomputed", False))
+
+    @property
     def needs_masks(self) -> bool:
         return bool(getattr(self.of.make(), "needs_masks", False))
 

@@ -1,13 +1,27 @@
 """Metrics: each is one class whose body is its formula."""
 
-from . import complexity, composites, curves, faithfulness, localisation, rcap, road
+from . import (
+    complexity,
+    composites,
+    curves,
+    faithfulness,
+    libraries,
+    localisation,
+    rcap,
+    road,
+    robustness,
+    sanity,
+)
 
 __all__ = [
     "complexity",
     "composites",
     "curves",
     "faithfulness",
+    "libraries",
     "localisation",
     "rcap",
     "road",
+    "robustness",
+    "sanity",
 ]

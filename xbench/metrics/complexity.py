@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..maps import Sign, unit_range, with_sign
+from ..maps import Sign, is_constant, unit_range, with_sign
 from ..probe import Explanation
 from ..registry import metric
 
@@ -122,6 +122,24 @@ class EffectiveComplexity:
 
 
 # --- facts, of which more is neither better nor worse ---------------------------------------------
+
+
+@metric("degenerate_maps")
+class DegenerateMaps:
+    """1 where all pixels of the map are equal, else 0, (N,).
+
+    Neither better nor worse: a fact about the map, which then says nothing; its mean is the share
+    of degenerate maps. Values are compared as they are, sign and all, and exactly. A map that is
+    not finite is no map: it fails, here as in every metric.
+    """
+
+    symbol: ClassVar[str] = "flat"
+    better: ClassVar[Literal["neither"]] = "neither"
+    family: ClassVar[str] = "diagnostics"
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __call__(self, explanation: Explanation) -> Tensor:
+        return is_constant(explanation.saliency).double()
 
 
 @metric("tied_pixels")

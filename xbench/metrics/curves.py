@@ -22,6 +22,7 @@ from ..maps import Sign
 from ..masking import BaselineName, BaselineScores, CleanScores, Curve, Reading, Ties, reading_of
 from ..probe import Explanation, Need
 from ..registry import metric
+from ..types import Line
 
 SMALLEST = 1e-6
 """A score below this is nothing to divide an area by: undefined, and counted."""
@@ -59,16 +60,28 @@ class CurveArea:
     def curve(self, keep: Literal["salient", "rest"]) -> Curve:
         return Curve(keep, self.baseline, self.steps, self.sign, self.ties, self.read)
 
-    def under(
+    def line(
         self, explanation: Explanation, keep: Literal["salient", "rest"], from_end: bool = False
-    ) -> Tensor:
-        """(N,) area under one curve, as ``area`` says; ``points`` may count from its end."""
+    ) -> Line:
+        """What the area spans of one curve; ``points`` may count from its end."""
         curve = self.curve(keep)
         ends = [self.points not in (one, "interior") for one in ("without_start", "without_end")]
         has_start, has_end = reversed(ends) if from_end else ends
         first, last = 1 - has_start, self.steps - 1 + has_end
         score = explanation[curve][:, first : last + 1]
         share = score.new_tensor(curve.shares(explanation.saliency[0].numel()))[first : last + 1]
+        return Line(share, score)
+
+    def removing_least(self, explanation: Explanation) -> Line:
+        """LeRF's curve: what insertion shows, read from its end, the image."""
+        share, score = self.line(explanation, "salient", from_end=True)
+        return Line(1 - share.flip(0), score.flip(1))
+
+    def under(
+        self, explanation: Explanation, keep: Literal["salient", "rest"], from_end: bool = False
+    ) -> Tensor:
+        """(N,) area under one curve, as ``area`` says; ``points`` may count from its end."""
+        share, score = self.line(explanation, keep, from_end)
         raw = ((score[:, 1:] + score[:, :-1]) / 2 * share.diff()).sum(1)
         if self.area == "raw":
             return raw
@@ -89,6 +102,9 @@ class OneCurve(CurveArea):
     @property
     def needs(self) -> tuple[Need[Any], ...]:
         return (self.curve(self.keep),)
+
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        return {"": self.line(explanation, self.keep)}
 
     def __call__(self, explanation: Explanation) -> Tensor:
         return self.under(explanation, self.keep)
@@ -223,6 +239,9 @@ class LeRF(OneCurve):
     symbol: ClassVar[str] = "LeRF"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        return {"": self.removing_least(explanation)}
+
     def __call__(self, explanation: Explanation) -> Tensor:
         return self.under(explanation, self.keep, from_end=True)
 
@@ -252,6 +271,9 @@ class AbPC(CurveArea):
     @property
     def needs(self) -> tuple[Need[Any], ...]:
         return (self.curve("salient"), self.curve("rest"))
+
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        return {"lerf": self.removing_least(explanation), "morf": self.line(explanation, "rest")}
 
     def __call__(self, explanation: Explanation) -> Tensor:
         lerf = self.under(explanation, "salient", from_end=True)

@@ -53,6 +53,19 @@ class Masked:
     def needs(self) -> tuple[Need[Any], ...]:
         return (CleanScores(), self.masked)
 
+    @property
+    def beside(self) -> tuple[Any, ...]:
+        """The gain under equal masks: a map of ones has no drop, and no gain either."""
+        return (
+            AverageGain(
+                baseline=self.baseline,
+                sign=self.sign,
+                mask=self.mask,
+                share=self.share,
+                range_epsilon=self.range_epsilon,
+            ),
+        )
+
     def scores(self, explanation: Explanation) -> tuple[Tensor, Tensor]:
         """p and o, each (N,) float64."""
         clean, masked = explanation[CleanScores()], explanation[self.masked]

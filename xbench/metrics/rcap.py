@@ -13,6 +13,7 @@ from ..maps import Sign
 from ..masking import AuthorsRecovered, BaselineName, Recovered
 from ..probe import Explanation, Need
 from ..registry import metric
+from ..types import Line
 
 LowerBound = Annotated[float, Field(ge=0, lt=1)]
 Interval = Annotated[float, Field(ge=0.01, le=1)]
@@ -51,6 +52,13 @@ class Partitioned:
     @property
     def needs(self) -> tuple[Need[Any], ...]:
         return (self.recovered,)
+
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        """Both factors over the recovered share; NaN where a partition does not count."""
+        share, probability, counts = explanation[self.recovered]
+        at = probability.new_tensor(self.recovered.percents) / 100
+        factors = {"saliency": share, "probability": probability}
+        return {key: Line(at, each.where(counts, float("nan"))) for key, each in factors.items()}
 
 
 def mean(values: Tensor, counts: Tensor) -> Tensor:

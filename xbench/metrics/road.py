@@ -17,6 +17,7 @@ from ..maps import Sign
 from ..masking import Imputation, Reading, Shown, exactly, reading_of, shown
 from ..probe import Explanation, Need
 from ..registry import metric
+from ..types import Line
 
 Levels = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
 Noise = Annotated[float, Field(ge=0, le=1)]
@@ -43,8 +44,13 @@ class Imputed:
         shares = (exactly(level) if flipped else 1 - exactly(level) for level in self.levels)
         return tuple(Shown(keep, share, fill, self.sign) for share in shares)
 
+    def line(self, explanation: Explanation, points: tuple[Shown, ...]) -> Line:
+        """What is read over the share that goes."""
+        values = reading_of(shown(explanation, points), self.read)
+        return Line(values.new_tensor([float(1 - point.share) for point in points]), values)
+
     def mean(self, explanation: Explanation, points: tuple[Shown, ...]) -> Tensor:
-        return reading_of(shown(explanation, points), self.read).mean(1)
+        return self.line(explanation, points).values.mean(1)
 
     def span(self, low: float, high: float) -> tuple[float, float]:
         return (low, high) if self.read == "probability" else (float("-inf"), float("inf"))
@@ -91,6 +97,13 @@ class ROAD(Imputed):
     def needs(self) -> tuple[Need[Any], ...]:
         return (*self.points("rest"), *self.points("salient", self.lerf == "complement"))
 
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        lerf = self.points("salient", self.lerf == "complement")
+        return {
+            "lerf": self.line(explanation, lerf),
+            "morf": self.line(explanation, self.points("rest")),
+        }
+
     def __call__(self, explanation: Explanation) -> Tensor:
         morf = self.mean(explanation, self.points("rest"))
         lerf = self.mean(explanation, self.points("salient", self.lerf == "complement"))
@@ -122,6 +135,9 @@ class RoadMoRF(Imputed):
     def needs(self) -> tuple[Need[Any], ...]:
         return self.points("rest")
 
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        return {"": self.line(explanation, self.points("rest"))}
+
     def __call__(self, explanation: Explanation) -> Tensor:
         return self.mean(explanation, self.points("rest"))
 
@@ -151,6 +167,9 @@ class RoadLeRF(Imputed):
     @property
     def needs(self) -> tuple[Need[Any], ...]:
         return self.points("salient", self.lerf == "complement")
+
+    def curves(self, explanation: Explanation) -> dict[str, Line]:
+        return {"": self.line(explanation, self.points("salient", self.lerf == "complement"))}
 
     def __call__(self, explanation: Explanation) -> Tensor:
         return self.mean(explanation, self.points("salient", self.lerf == "complement"))

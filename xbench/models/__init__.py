@@ -1,5 +1,5 @@
 """Models: architectures, weights, and what normalisation they want."""
 
-from . import entries
+from . import entries, pretrained
 
-__all__ = ["entries"]
+__all__ = ["entries", "pretrained"]

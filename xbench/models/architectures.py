@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
 
 from ..errors import UsageError
 from ..registry import suggestion
-from . import resnet, small, torchvision
+from . import resnet, small, timm, torchvision
 
 Builder = Callable[[int], nn.Module]
 """Number of classes to a network with fresh weights, drawn from torch's global stream."""
@@ -31,13 +32,17 @@ def architecture(name: str) -> Builder:
     """What makes a network for a number of classes.
 
     Args:
-        name: of :data:`OWN`, or ``torchvision/<name>``.
+        name: of :data:`OWN`, ``torchvision/<name>`` or, where timm is installed, ``timm/<name>``.
 
     Raises:
         UsageError: if nothing has that name.
     """
     if name in OWN:
         return OWN[name]
+    if name.startswith("timm/"):
+        key = name.removeprefix("timm/")
+        timm.facts(key)  # which knows all names
+        return partial(timm.build, key)
     known = {**OWN, **torchvision.architectures()}
     if name not in known:
         raise UsageError(f"unknown architecture {name!r}{suggestion(name, known)}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+import re
+import shlex
+from collections import OrderedDict
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,17 +31,25 @@ def weights_hash(network: Network) -> str:
     """SHA-256 of the weight file, or of the fresh weights where there is no file.
 
     Raises:
-        UsageError: if the file does not exist.
+        UsageError: if the file does not exist, or is not the one that its source tells of.
     """
     if network.weights is None:
         return _state_hash(network.build())
     if not network.weights.is_file():
-        raise UsageError(
-            f"weights {str(network.weights)!r} do not exist; a relative path is looked for in the "
-            "data directory (--data DIR or XBENCH_DATA), then in the working directory"
+        place = (
+            "a relative path is looked for in the data directory (--data DIR or XBENCH_DATA), then "
+            "in the working directory"
         )
+        raise UsageError(f"weights {str(network.weights)!r} do not exist; {network.fetch or place}")
     facts = network.weights.stat()
-    return _file_hash(network.weights, facts.st_size, facts.st_mtime_ns)
+    found = _file_hash(network.weights, facts.st_size, facts.st_mtime_ns)
+    if not found.startswith(network.sha256):
+        raise UsageError(
+            f"weights {str(network.weights)!r} are damaged or others than they are called: their "
+            f"SHA-256 begins with {found[:8]}, expected {network.sha256[:8]}; delete the file, and "
+            f"{network.fetch}"
+        )
+    return found
 
 
 def _state_hash(net: nn.Module) -> str:
@@ -111,44 +123,140 @@ def load_model(
     return Model(name, net, network.mean, network.std, layers)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+# --- files ----------------------------------------------------------------------------------------
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; empty for other files and for damaged ones."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
     try:
-        if path.suffix in (".pt", ".pth"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = dict(state.get("state_dict", state))
-            for key, value in state.items():
-                if not isinstance(value, Tensor) or value.layout is not torch.strided:
-                    raise TypeError(f"{key!r} is no dense tensor")
-            return state
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception:  # loading the file says what is wrong with it
+        return {}
+
+
+_NESTS = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which checkpoints keep their weights, beside an optimiser's state and the like."""
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        while nest := next((key for key in _NESTS if isinstance(state.get(key), dict)), None):
+            state = state[nest]
+        for key, value in state.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{key!r} is no name")
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                raise TypeError(f"{key!r} is no dense tensor")
+        found: Mapping[str, Tensor] = state
+        return found
     except Exception as error:  # damaged files raise many types
+        words = f"{type(error).__name__}: {str(error)[:200]}"
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            words = (
+                f"it holds {refused[1][:100]}, and an object can run code when it is read. Where "
+                f"you trust the file, keep its tensors alone: {_conversion(path)}"
+            )
         raise BadWeights(
-            f"weights {str(path)!r} cannot be read ({type(error).__name__}: {str(error)[:200]}); "
+            f"weights {str(path)!r} cannot be read ({words}); "
             "expected safetensors, or a .pt file of tensors alone"
         ) from None
 
 
-def _fill(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _conversion(path: Path) -> str:
+    """A command that turns a pickle into tensors, which runs what code it holds."""
+    script = (
+        "import sys, torch; x = torch.load(sys.argv[1], 'cpu', weights_only=0); "
+        f"x = next((x[k] for k in {_NESTS} if isinstance(x, dict) and k in x), x); "
+        "x = x if isinstance(x, dict) else x.state_dict(); torch.save(x, sys.argv[2])"
+    )
+    return shlex.join(["python", "-c", script, str(path), str(path.with_suffix(".tensors.pt"))])
+
+
+# --- names of weights -----------------------------------------------------------------------------
+
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
+_PREFIXES = ("model.", "net.", "state_dict.")
+_OLD_DENSENET = re.compile(r"(?<=\.)(norm|conv)\.([12])\.(?=weight|bias|running_|num_batches)")
+_SPARE = re.compile(r"(AuxLogits|aux1|aux2)\.|n_averaged$|(.*\.)?num_batches_tracked$")
+"""Auxiliary heads and counters, which play no part in evaluation."""
+
+
+def _plain_name(key: str, wanted: Container[str]) -> str:
+    """A weight's name as the architecture has it, without what wrappers put before it."""
+    if key in wanted:
+        return key
+    key = _WRAPPERS.sub("", key)
+    for prefix in _PREFIXES:
+        if key not in wanted:
+            key = key.removeprefix(prefix)
+    if key not in wanted:
+        old = _OLD_DENSENET.sub(r"\1\2.", key)
+        key = old if old in wanted else key
+    return key
+
+
+def _fill(net: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
     wanted = net.state_dict()
-    # counters of BatchNorm play no part in evaluation, and older files lack them
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in wanted]
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    for key, value in found.items():
+        name = _plain_name(key, wanted)
+        if name in state:
+            raise BadWeights(f"weights {str(path)!r} hold {name!r} twice, also as {key!r}")
+        if name in wanted or not _SPARE.match(name):
+            state[name] = value
     shapes = [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
     ]
+    missing, unknown = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
+    if not shapes:
+        # versions, by which a network's own code brings weights of older ones up to date
+        versions = getattr(found, "_metadata", None)
+        if versions is None and not unknown:  # names are those of today, hence versions too
+            versions = wanted._metadata  # type: ignore[attr-defined]
+        if versions is not None:
+            state._metadata = versions  # type: ignore[attr-defined]
+        try:
+            left = net.load_state_dict(state, strict=False)
+        except Exception as error:  # of the network's own code
+            raise BadWeights(
+                f"weights {str(path)!r} do not fit the architecture: {str(error)[:200]}"
+            ) from None
+        missing, unknown = left.missing_keys, left.unexpected_keys
+    missing = [key for key in missing if not _SPARE.match(key)]
     if missing or unknown or shapes:
         parts = [
-            f"{len(found)} {words} (first: {found[0]})"
-            for found, words in (
+            f"{len(keys)} {words}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+            for keys, words in (
                 (missing, "missing"),
                 (unknown, "unexpected"),
                 (shapes, "of another shape"),
             )
-            if found
+            if keys
         ]
-        raise BadWeights(f"weights {str(path)!r} do not fit the architecture: " + ", ".join(parts))
-    net.load_state_dict(
-        {key: value.to(wanted[key].dtype) for key, value in state.items()}, strict=False
+        hint = "" if missing or unknown else _class_hint(state, wanted)
+        raise BadWeights(
+            f"weights {str(path)!r} do not fit the architecture: {'; '.join(parts)}{hint}"
+        )
+
+
+def _class_hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """A sentence where nothing but the number of outputs of one layer differs."""
+    keys = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    pairs = [(state[key].shape, wanted[key].shape) for key in keys]
+    is_head = all(theirs[1:] == ours[1:] for theirs, ours in pairs)
+    if not is_head or len({key.rpartition(".")[0] for key in keys}) > 1:
+        return ""
+    theirs, ours = pairs[0]
+    return (
+        f". Only the last layer differs: the file tells {theirs[0]} classes apart, the "
+        f"architecture {ours[0]}; give classes: {theirs[0]}"
     )

@@ -3,34 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 
 
-def architectures() -> dict[str, Callable[[int], nn.Module]]:
-    """``torchvision/<name>`` to a function that makes it, unloaded, for a number of classes."""
+def names() -> list[str]:
+    """All classifiers."""
     from torchvision import models  # imports much; needed only by suites that name one
 
-    return {
-        f"torchvision/{name}": partial(_build, name) for name in models.list_models(module=models)
-    }
+    return list(models.list_models(module=models))
 
 
-def _build(name: str, classes: int) -> nn.Module:
+def architectures() -> dict[str, Callable[[int], nn.Module]]:
+    """``torchvision/<name>`` to a function that makes it, unloaded, for a number of classes."""
+    return {f"torchvision/{name}": partial(_build, name) for name in names()}
+
+
+def weights(name: str) -> dict[str, Any]:
+    """Weights of a classifier by their name, with ``DEFAULT`` for those that torchvision prefers.
+
+    Those of features alone are left out: they classify nothing.
+    """
     from torchvision import models
 
-    more = (
-        {"init_weights": False, "aux_logits": False}
-        if name in ("googlenet", "inception_v3")
-        else {}
-    )
-    net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **more)
+    known = models.get_model_weights(name)
+    found = {weights.name: weights for weights in known if not weights.name.endswith("_FEATURES")}
+    return {"DEFAULT": known.DEFAULT, **found}
+
+
+def checksum(file: str) -> str:
+    """How a file's SHA-256 begins, which torchvision writes into its name; or empty."""
+    found = re.search(r"-([0-9a-f]{8,})\.", file)
+    return found[1] if found else ""
+
+
+def build_for(name: str, weights: Any) -> nn.Module:
+    """The form of a network that its weights were trained in, with fresh ones."""
+    more: dict[str, Any] = {}
+    if name.startswith("vit_"):  # positions are weights
+        more["image_size"] = weights.meta["min_size"][0]
+    if name in _WITH_AUXILIARY_HEADS:  # their weights came from elsewhere, where they saw [-1, 1]
+        more["transform_input"] = True
+    return _build(name, len(weights.meta["categories"]), **more)
+
+
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def _build(name: str, classes: int, **more: Any) -> nn.Module:
+    from torchvision import models
+
+    if name in _WITH_AUXILIARY_HEADS:
+        more |= {"init_weights": False, "aux_logits": False}
+    with _Counting() if name.startswith("regnet") else nullcontext():
+        net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **more)
     return net
+
+
+class _Counting(TorchFunctionMode):
+    """Small tensors that a constructor counts with have values under ``torch.device("meta")`` too:
+    RegNet's widths come from them.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in (torch.arange, torch.tensor):
+            given.setdefault("device", "cpu")
+        return func(*args, **given)
 
 
 class SamePaddedConv2d(nn.Conv2d):
