@@ -266,6 +266,17 @@ def test_a_folder_of_another_recipe_is_refused(
     assert equal(fresh, trained(tmp_path / "other", seed=1))
 
 
+def test_a_fresh_run_that_is_interrupted_does_not_pass_for_the_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "epoch", None)
+        with pytest.raises(TypeError):
+            loop.train(recipe(), out=tmp_path / "run", fresh=True, quiet=True)
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "empty"])
 def test_a_damaged_checkpoint_is_named(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -391,6 +402,43 @@ def test_an_interrupt_leaves_a_state_from_which_the_same_command_goes_on(
     assert rest.status == 0
     assert "goes on after epoch 1 of 3" in rest.err
     assert equal(load_file(tmp_path / "run" / "weights.safetensors"), trained(tmp_path / "whole"))
+
+
+OWN_REGULARISER = """
+import xbench
+
+
+@xbench.regulariser("mine/entropy")
+class Entropy:
+    weight: float = 0.5
+
+    def __call__(self, step):
+        shares = step.logits.softmax(1)
+        return -(shares * shares.log()).sum(1).mean()
+
+
+@xbench.regulariser("mine/weightless")
+class Weightless:
+    def __call__(self, step):
+        return step.losses.mean()
+"""
+
+
+def test_a_regulariser_of_a_plugin_trains(
+    tmp_path: Path, command: Command, own_names: None
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN_REGULARISER)
+    path = recipe_file(tmp_path / "small.yaml", epochs=1)
+    words = ("train", path, "--plugin", mine, "-o", tmp_path / "run", "--set")
+    answer = command(*words, "regulariser=mine/entropy")
+    assert answer.status == 0, answer.err
+    row = table(tmp_path / "run")[0]
+    assert float(row["regulariser_loss"]) > 0
+    assert row["cosine"] == ""
+    wrong = command(*words, "regulariser=mine/weightless")
+    assert wrong.status == 2
+    assert "'mine/weightless' has no field 'weight'" in wrong.err
 
 
 # --- processes ------------------------------------------------------------------------------------

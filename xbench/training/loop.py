@@ -87,7 +87,8 @@ def train(
     ``out`` then holds ``weights.safetensors`` with the recipe and its accuracy as metadata,
     ``log.csv``, ``losses.svg`` and ``checkpoint.safetensors``, from which a training that was
     interrupted goes on as if it had not been: with equal threads and processes, to the same bits.
-    Under ``torchrun`` the processes share each batch.
+    Under ``torchrun`` the processes share each batch and agree with one process up to rounding;
+    batch normalisation takes the statistics of each process's share, and dropout differs.
 
     Args:
         recipe: what to do.
@@ -103,9 +104,13 @@ def train(
         XbenchError: if the loss is no longer finite.
     """
     console = Console(stderr=True)
-    with _world() as world, torch.random.fork_rng():
+    cudnn = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
+    with _world() as world, torch.random.fork_rng(), torch.backends.cudnn.flags(**cudnn):
         place, build = _device(device, world), architecture(recipe.architecture)
         weights, kept = out / "weights.safetensors", out / "checkpoint.safetensors"
+        if fresh and world.is_first:
+            weights.unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
         if not fresh and weights.exists():
             _, facts = checkpoint.read(weights)
             _same_recipe(recipe, facts, weights)

@@ -33,6 +33,10 @@ def _entry(kind: str) -> BeforeValidator:
             made = registry.make(kind, params.pop("name"), params)
         except UsageError as error:
             raise ValueError(str(error)) from None
+        if kind == "regularisers" and not hasattr(made, "weight"):
+            raise ValueError(
+                f"regulariser {made.name!r} has no field 'weight', its factor in the loss"
+            )
         return {"name": made.name, **registry.parameters(made)}
 
     return BeforeValidator(checked)
