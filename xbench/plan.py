@@ -468,6 +468,7 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
         _group(suite, dataset, source, order, model, network, hashes[model])
         for (dataset, source), order in zip(sources, orders, strict=True)
         for model, network in networks
+        if suite.pairs(dataset, model)
     )
     if not any(group.cells for group in groups):
         raise UsageError(f"suite {suite.name!r}: no cell is left after 'exclude'")
