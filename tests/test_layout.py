@@ -56,6 +56,7 @@ ORDER = (
     "tables",
     "gallery",
     "leaderboard",
+    "published",
     "provenance",
     "compare",
     "run",

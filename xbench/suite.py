@@ -66,7 +66,9 @@ class _Exclude(BaseModel):
 class _File(BaseModel):
     model_config = _STRICT
     version: Annotated[int, Field(ge=1, le=1)]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    ]
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     target: Literal["predicted", "label"] = "predicted"
