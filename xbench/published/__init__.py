@@ -380,7 +380,8 @@ def verdicts(results: Results) -> list[Verdict]:
     """
     table = table_of(results.plan.suite)
     blocks = {(block.dataset, block.model): block for block in _blocks(results)}
-    return [_verdict(table, claim, blocks) for claim in table.claims]
+    ratios = {place: _ratios(table, block) for place, block in blocks.items() if table.ratios}
+    return [_verdict(table, claim, blocks, ratios) for claim in table.claims]
 
 
 def printed_verdicts(name: str) -> list[Verdict]:
@@ -389,14 +390,19 @@ def printed_verdicts(name: str) -> list[Verdict]:
     Args:
         name: of the table's suite.
     """
-    return [_verdict(tables()[name], claim, {}) for claim in tables()[name].claims]
+    return [_verdict(tables()[name], claim, {}, {}) for claim in tables()[name].claims]
 
 
-def _verdict(table: Table, claim: Claim, blocks: Mapping[tuple[str, str], _Block]) -> Verdict:
+def _verdict(
+    table: Table,
+    claim: Claim,
+    blocks: Mapping[tuple[str, str], _Block],
+    ratios: Mapping[tuple[str, str], Mapping[tuple[str, str], _Numbers]],
+) -> Verdict:
     comparisons = list(_comparisons(table, claim))
     printed = [_sign(_printed_gain(table, comparison, claim.within)) for comparison in comparisons]
     if claim.improves:
-        measured = [_measured_ratio(table, comparison, blocks) for comparison in comparisons]
+        measured = [_measured_ratio(c.better, ratios.get(c.better[:2], {})) for c in comparisons]
     elif claim.within is not None:
         measured = [_measured_margin(c, claim.within, blocks) for c in comparisons]
     else:
@@ -483,7 +489,8 @@ def _differences(
 
 
 def _as_column(differences: pd.Series[float]) -> tuple[Floats, list[str]]:
-    return differences.to_numpy(dtype=np.float64)[:, None], [str(key) for key in differences.index]
+    column: Floats = np.array(differences, dtype=np.float64)[:, None]
+    return column, [str(key) for key in differences.index]
 
 
 def _measured_order(
@@ -518,12 +525,8 @@ def _measured_margin(
     return -1 if low > within or high < -within else 0
 
 
-def _measured_ratio(
-    table: Table, comparison: _Comparison, blocks: Mapping[tuple[str, str], _Block]
-) -> int | None:
-    key = comparison.better
-    block = blocks.get(key[:2])
-    ratios = {} if block is None else _ratios(table, block)
+def _measured_ratio(key: Key, ratios: Mapping[tuple[str, str], _Numbers]) -> int | None:
+    """Where the interval of a ratio lies, against 1; of the first reading of its metric."""
     found = [n for (row, metric), n in ratios.items() if (row, row_of(metric)) == key[2:]]
     if not found:
         return None
