@@ -33,7 +33,6 @@ from ..tables import SCORED, Results
 HERE = Path(__file__).parent
 ACCURACY = "ACC"
 """Column of the networks' accuracy in percent, in a row without a method."""
-VERDICTS = ("holds", "fails", "undecided", "-")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 Better = Literal["higher", "lower"]
@@ -609,7 +608,7 @@ def render(
         head.append(f"Not the suite of the table: {'; '.join(differs[:5])}{more}.")
     first = _value_rows(numbers, notes)
     second = _claim_rows(claims)
-    legend = [f"[{at}] {words}." for at, words in enumerate(notes, 1)]
+    legend = [f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)]
     if form == "md":
         parts = [f"**{head[0]}**", *head[1:], _markdown(VALUES, first), *legend]
         return "\n\n".join([*parts, _markdown(CLAIMS, second), *_against(claims)]) + "\n"
@@ -629,8 +628,8 @@ def render(
 
 
 VALUES = (
-    "data set", "model", "method", "metric", "published", "measured", "difference", "interval",
-    "inside", "images", "as",
+    "data set", "model", "method", "metric", "published", "doubt", "measured", "difference",
+    "interval", "inside", "images", "as",
 )  # fmt: skip
 CLAIMS = ("claim", "printed", "measured", "for, against, open", "not measured")
 
@@ -638,7 +637,7 @@ CLAIMS = ("claim", "printed", "measured", "for, against, open", "not measured")
 def _value_rows(numbers: Iterable[Value], notes: Sequence[str]) -> list[list[str]]:
     rows = []
     for value in numbers:
-        marks = "".join(f" [{notes.index(words) + 1}]" for words in value.doubts)
+        marks = ", ".join(str(notes.index(words) + 1) for words in value.doubts)
         d = value.decimals
         is_measured = not math.isnan(value.measured)
         has_interval = not math.isnan(value.low)
@@ -648,7 +647,8 @@ def _value_rows(numbers: Iterable[Value], notes: Sequence[str]) -> list[list[str
                 value.model,
                 value.method,
                 value.metric,
-                f"{value.published:.{d}f}{marks}",
+                f"{value.published:.{d}f}",
+                marks,
                 f"{value.measured:.{d}f}" if is_measured else "-",
                 f"{value.difference:+.{d}f}" if is_measured else "-",
                 f"{value.low:.{d}f} to {value.high:.{d}f}" if has_interval else "-",
