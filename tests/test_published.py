@@ -24,6 +24,7 @@ from xbench.errors import UsageError
 from xbench.models.architectures import architecture
 from xbench.plan import make_plan
 from xbench.published import Claim, printed_verdicts, tables
+from xbench.published.printed import ACCURACY, HERE, better_of
 from xbench.suite import Suite, load_suite, read_suite
 from xbench.tables import Results
 
@@ -41,7 +42,7 @@ def test_every_printed_number_is_there_once(name: str, count: int) -> None:
     printed = tables()[name].printed
     assert len(printed) == count
     assert all(math.isfinite(float(value)) for value in printed.values())
-    rows = (published.HERE / tables()[name].values).read_text().splitlines()
+    rows = (HERE / tables()[name].values).read_text().splitlines()
     assert len(rows) == count + 1  # no two rows share a key
 
 
@@ -62,7 +63,7 @@ def test_directions_are_those_of_the_metrics_that_measure_them() -> None:
         for choice in load_suite(read_suite(name)).metrics:
             row = published.row_of(choice.label)
             if any(key[3] == row for key in tables()[name].printed):
-                assert choice.make().better == published.better_of(row), (name, row)
+                assert choice.make().better == better_of(row), (name, row)
 
 
 @pytest.mark.parametrize("name", GAG + IG)
@@ -93,7 +94,7 @@ def test_every_printed_cell_has_a_cell_of_the_suite_and_only_the_ratios_of_it(na
         for k in suite.metrics
         if not suite.excludes(d, m, x, k)
     }
-    wanted = {key for key in table.printed if key[3] != published.ACCURACY}
+    wanted = {key for key in table.printed if key[3] != ACCURACY}
     if table.ratios:
         wanted = {
             (*key[:2], one, key[3])
