@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -27,10 +28,17 @@ from xbench.published import Claim, printed_verdicts, tables
 from xbench.published.printed import ACCURACY, HERE, better_of
 from xbench.suite import Suite, load_suite, read_suite
 from xbench.tables import Results
+from xbench.training.recipe import load_recipe, read_recipe
 
 GAG = [f"guided-absolutegrad/table{n}" for n in (1, 2, 3)]
 IG = [f"interpretable-gradients/table{n}" for n in (1, 2, 3, 4)]
 Command = Callable[..., Answer]
+
+
+@functools.cache
+def built_in(name: str) -> Suite:
+    return load_suite(read_suite(name))
+
 
 # --- what is printed ------------------------------------------------------------------------------
 
@@ -60,7 +68,7 @@ def test_some_numbers_are_those_of_the_papers() -> None:
 
 def test_directions_are_those_of_the_metrics_that_measure_them() -> None:
     for name in GAG + IG:
-        for choice in load_suite(read_suite(name)).metrics:
+        for choice in built_in(name).metrics:
             row = published.row_of(choice.label)
             if any(key[3] == row for key in tables()[name].printed):
                 assert choice.make().better == better_of(row), (name, row)
@@ -85,7 +93,7 @@ def test_every_pattern_of_a_doubt_and_every_name_of_a_claim_is_printed(name: str
 
 @pytest.mark.parametrize("name", GAG + IG)
 def test_every_printed_cell_has_a_cell_of_the_suite_and_only_the_ratios_of_it(name: str) -> None:
-    suite, table = load_suite(read_suite(name)), tables()[name]
+    suite, table = built_in(name), tables()[name]
     rows = {
         (d.label, m.label, published.row_of(x.label), published.row_of(k.label))
         for d in suite.datasets
@@ -111,6 +119,21 @@ def test_every_printed_cell_has_a_cell_of_the_suite_and_only_the_ratios_of_it(na
         if not all(suite.excludes(d, m, x, k) for k in suite.metrics)
     ]
     assert len(cells) == len(set(cells))
+
+
+@pytest.mark.parametrize("name", IG)
+def test_the_networks_of_a_suite_are_where_training_leaves_them(name: str) -> None:
+    left = {}
+    for recipe in map(
+        load_recipe, map(read_recipe, ("cifar100-resnet18", "cifar100-mobilenet-v2"))
+    ):
+        for variant in (None, *recipe.variants):
+            label = variant or recipe.regulariser["name"]
+            folder = f"training/{recipe.name}-{label}-seed{recipe.seed}"
+            left[f"{folder}/weights.safetensors"] = recipe.architecture
+    for choice in built_in(name).models:
+        params = dict(choice.params)
+        assert left[params["weights"]] == params["architecture"]
 
 
 # --- what papers claim of their own numbers -------------------------------------------------------
@@ -187,7 +210,7 @@ def camlike(seed: int, mean: float, spread: float = 5.0, count: int = 400) -> li
 
 
 def test_a_printed_number_is_inside_if_its_digits_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    suite = load_suite(read_suite(IG[1]))
+    suite = built_in(IG[1])
     near, far = camlike(0, 30.16), camlike(1, 50.0)
     found = published.values(
         results(
@@ -214,7 +237,7 @@ def test_a_printed_number_is_inside_if_its_digits_are(monkeypatch: pytest.Monkey
 
 
 def test_accuracy_comes_from_predictions_and_a_margin_needs_its_interval() -> None:
-    suite = load_suite(read_suite(IG[0]))
+    suite = built_in(IG[0])
     rows = {
         ("CIFAR-100", m.label, "gradient", "degenerate_maps"): [0.0] * 400 for m in suite.models
     }
@@ -229,7 +252,7 @@ def test_accuracy_comes_from_predictions_and_a_margin_needs_its_interval() -> No
     ("shift", "expected"), [(4.0, "holds"), (-4.0, "fails"), (0.02, "undecided")]
 )
 def test_an_order_takes_evidence_either_way(shift: float, expected: str) -> None:
-    suite = load_suite(read_suite(IG[1]))
+    suite = built_in(IG[1])
     rows = {}
     for model in suite.models:
         for at, method in enumerate(suite.methods):
@@ -245,7 +268,7 @@ def test_an_order_takes_evidence_either_way(shift: float, expected: str) -> None
 
 
 def test_what_is_missing_leaves_a_claim_open_but_never_hides_a_contradiction() -> None:
-    suite = load_suite(read_suite(IG[1]))
+    suite = built_in(IG[1])
     place = [(*PLACE, method, "AD") for method in ("Score-CAM", "Grad-CAM")]
     good = results(suite, dict(zip(place, [camlike(0, 20.0), camlike(1, 30.0)], strict=True)))
     bad = results(suite, dict(zip(place, [camlike(0, 30.0), camlike(1, 20.0)], strict=True)))
@@ -257,7 +280,7 @@ def test_what_is_missing_leaves_a_claim_open_but_never_hides_a_contradiction() -
 
 
 def test_ratios_are_means_of_ratios_of_means_with_and_without_the_doubtful_row() -> None:
-    suite = load_suite(read_suite(GAG[2]))
+    suite = built_in(GAG[2])
     place = ("ISIC", "EfficientNet-B4")
     methods = [
         x.label for x in suite.methods
@@ -301,7 +324,7 @@ def test_what_a_suite_has_changed_is_said() -> None:
         "ISIC has another selection of images",
         "the predicted class is explained, not the label",
     ]
-    assert published.deviations(load_suite(read_suite(GAG[1]))) == []
+    assert published.deviations(built_in(GAG[1])) == []
 
 
 # --- the suites, end to end on small stand-ins ----------------------------------------------------
@@ -440,7 +463,7 @@ PICTURES = [
 def test_every_suite_runs_on_stand_ins_and_is_set_beside_its_table(
     name: str, stand_in: Path, data: Path, tmp_path: Path, command: Command
 ) -> None:
-    suite = load_suite(read_suite(name))
+    suite = built_in(name)
     settings = NETWORKS + PICTURES if name in GAG else small_networks(suite, data)
     common: list[Any] = ["--data", data, "--out", tmp_path / "out", "--plugin", stand_in]
     common += [word for setting in settings for word in ("--set", setting)]
