@@ -87,7 +87,7 @@ class Value:
         low, high: 95 % interval of what is measured, over images.
         inside: whether the printed number, as far as its digits go, lies in that interval.
         images: that were scored.
-        label: what the suite calls the measured cell, where that says more.
+        label: what the suite calls the measured cell, where that says more than the data set.
         doubts: what is known against the printed number.
         decimals: of the printed number.
     """
@@ -153,7 +153,7 @@ def _value(
         high=high,
         inside=None if math.isnan(low) else low - rounding <= published <= high + rounding,
         images=images,
-        label=" / ".join(label for label in column if row_of(label) != label),
+        label=" / ".join(x for x in column if row_of(x) != x and key[0] not in x),
         doubts=tuple(doubt.words for doubt in table.doubts if doubt.is_about(key)),
         decimals=decimals,
     )
