@@ -194,4 +194,5 @@ def ascending(values: Tensor) -> Tensor:
 
 def all_finite(values: Tensor) -> Tensor:
     """(N,) bool: whether all numbers of an image or map (N, ...) are finite."""
-    return values.flatten(1).abs().amax(1).isfinite()
+    rest = tuple(range(1, values.ndim))  # flatten() would copy what is not contiguous
+    return values.amax(rest).isfinite() & values.amin(rest).isfinite()

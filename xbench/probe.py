@@ -240,6 +240,11 @@ class Probe:
         )
 
     @cached_property
+    def sound(self) -> Tensor:
+        """(N,) bool: whether an image is finite."""
+        return all_finite(self.inputs)
+
+    @cached_property
     def target(self) -> Tensor:
         """(N,) int64, the class that maps explain and metrics read."""
         return self.target_among(self[Logits()])
@@ -396,10 +401,11 @@ class Explanation:
         self.method = method
         self.nonfinite = nonfinite
         # an image that is not finite has no map, whatever a ReLU made of it
-        sound = all_finite(probe.inputs)[:, None, None]
-        self.raw = saliency = saliency.detach().where(sound, torch.nan)
-        self.finite = all_finite(saliency)
-        self.saliency = saliency.where(self.finite[:, None, None], 0)
+        self.finite = all_finite(saliency) & probe.sound
+        self.raw, self.saliency = saliency.detach(), saliency.detach().clone()
+        if not self.finite.all():  # where() costs more than all else here
+            self.raw = self.raw.where(probe.sound[:, None, None], torch.nan)
+            self.saliency = self.saliency.where(self.finite[:, None, None], 0)
         self._values: dict[Need[Any], Any] = {}
 
     def __getitem__(self, need: Need[T]) -> T:
