@@ -57,6 +57,7 @@ ORDER = (
     "gallery",
     "leaderboard",
     "provenance",
+    "report",
     "compare",
     "run",
     "info",

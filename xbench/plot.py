@@ -128,6 +128,32 @@ def _overlay(
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
 
 
+def blend(
+    picture: NDArray[np.float64],
+    values: NDArray[np.float64],
+    over: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.uint8], tuple[str, float, float]]:
+    """A map over its grey picture as pixels, and its colour map with the values at its ends.
+
+    Args:
+        picture: (H, W, 3) in [0, 1].
+        values: (H, W), raw; without colour where they are not finite.
+        over: the values that decide the scale, where several maps share one.
+
+    Returns:
+        (H, W, 3), coloured as in :func:`saliency`; name of the colour map, lowest, highest value.
+    """
+    from matplotlib import colormaps
+
+    name, low, high = _scale(values if over is None else over)
+    place = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
+    colours = colormaps[name](place)[..., :3]
+    grey = np.clip(picture @ (0.299, 0.587, 0.114), 0, 1)[..., None]
+    shown = np.where(np.isfinite(values)[..., None], SHOWN, 0.0)
+    pixels = (shown * colours + (1 - shown) * grey) * 255
+    return pixels.round().astype(np.uint8), (name, low, high)
+
+
 def intervals(
     means: Mapping[str, float],
     ends: Mapping[str, tuple[float, float]],
@@ -165,6 +191,7 @@ def curves(
     *,
     title: str,
     xlabel: str = "share of pixels",
+    ylabel: str = "probability of the target",
 ) -> Figure:
     """Mean probability against share of pixels, with bands of two standard errors over images.
 
@@ -172,7 +199,7 @@ def curves(
         fractions: by method, (S,).
         values: by method, (N, S), images by points; NaN where an image has no curve.
         title: metric.
-        xlabel: of the abscissa.
+        xlabel, ylabel: of the axes.
     """
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     ax = figure.subplots()
@@ -190,7 +217,7 @@ def curves(
         ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, lw=0)
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.set_xlabel(xlabel, fontsize=8)
-    ax.set_ylabel("probability of the target", fontsize=8)
+    ax.set_ylabel(ylabel, fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)
     ax.legend(fontsize=6, frameon=False, ncols=2)

@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import engines, registry
+from . import engines, registry, report
 from .datasets.downloads import fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
@@ -99,6 +99,8 @@ def run_suite(
     folder = out / "runs" / _stamp()
     _write_run(folder, plan, store, results, work, reports, time.monotonic() - began, finished)
     _show(results, form)
+    if not results.per_image.empty:
+        atomic_write(folder / "index.html", write_page(folder, results, store).encode())
     if not quiet:
         _notice(console, _closing(reports, len(work), folder, time.monotonic() - began))
     if not finished:
