@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from xbench import autograd
 from xbench.autograd import (
     Meter,
     attention_in_graph,
@@ -807,3 +808,112 @@ def test_whatever_a_library_does_to_modules_is_undone_also_after_an_error() -> N
     assert dict(net[0]._forward_hooks) == hooks
     kept.remove()
     assert not net[0]._forward_hooks
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return nn.functional.batch_norm(x, None, None, weight, bias, training=True)
+
+
+def twice_differentiated(inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of a function of y and of dx, towards x, gamma and beta."""
+    y = normalised(*inputs)
+    slope = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
+    first = (y.sin() * slope).sum()
+    (dx,) = torch.autograd.grad(first, inputs[0], create_graph=True)
+    return list(torch.autograd.grad((dx.cos() * slope.square()).sum() + first, inputs))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (6, 3), (2, 3, 7)])
+@pytest.mark.parametrize("scale", [1.0, 1e-2])
+def test_the_fused_batch_norm_has_the_derivatives_of_the_generic_one(
+    shape: tuple[int, ...], scale: float
+) -> None:
+    """The small scale makes eps count."""
+    generator = torch.Generator().manual_seed(0)
+    x = scale * torch.randn(shape, dtype=torch.float64, generator=generator)
+    weight, bias = torch.randn(2, 3, dtype=torch.float64, generator=generator)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    expected = twice_differentiated(inputs)
+    with autograd.fused_batch_norm():
+        found = twice_differentiated(inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_fused_batch_norm_passes_the_check_of_second_derivatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 2, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight, bias = torch.randn(2, 2, dtype=torch.float64, generator=generator)
+
+    def gradient(x: Tensor, weight: Tensor) -> Tensor:
+        y = normalised(x, weight, bias)
+        return torch.autograd.grad(y.sin().sum(), x, create_graph=True)[0]
+
+    with autograd.fused_batch_norm():
+        assert torch.autograd.gradcheck(
+            gradient, (x, weight.requires_grad_()), check_undefined_grad=False
+        )
+
+
+def test_the_fused_batch_norm_updates_statistics_as_the_module_does() -> None:
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    one, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    expected = one(x)
+    with autograd.fused_batch_norm():
+        found = other(x)
+        assert other.eval()(x).grad_fn is not None  # in evaluation mode it stands aside
+    assert type(found.grad_fn).__name__ == "_BatchNormBackward"
+    assert torch.equal(found, expected)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_gradients_of_gradients_of_weights_are_refused_where_batch_norm_is_fused() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    with autograd.fused_batch_norm():
+        y = normalised(x, weight, torch.zeros(3, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(y.sin().sum(), weight, create_graph=True)
+    with pytest.raises(Unsupported, match="gradient of weights is not supported"):
+        slope.sum().backward()
+
+
+def test_the_guided_rule_sees_through_the_fused_batch_norm() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.zeros(5, dtype=torch.int64)
+
+    def guided() -> Tensor:
+        logits = net(x)
+        with autograd.guided_relu(logits):
+            return autograd.class_gradient(logits, target, (x,))[0]
+
+    expected = guided()
+    with autograd.fused_batch_norm():
+        torch.testing.assert_close(guided(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_gradient_of_losses_is_each_images_own_and_can_be_differentiated() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    losses = (x**3).sum(1)
+    assert torch.equal(autograd.loss_gradient(losses, x), 3 * x**2)
+    again = autograd.loss_gradient(losses, x, create_graph=True)
+    assert torch.equal(torch.autograd.grad(again.sum(), x)[0], 6 * x)
+
+
+def test_frozen_statistics_leave_every_module_in_its_mode_also_after_an_error() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).train()
+    net[1].eval()
+
+    def fail() -> None:
+        with autograd.frozen_statistics(net):
+            assert not net.training
+            assert not net[0].training
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [module.training for module in net.modules()] == [True, True, False]

@@ -50,6 +50,8 @@ ORDER = (
     "runner",
     "engines",
     "progress",
+    # recipe -> weights; knows nothing of methods, metrics or the runner
+    "training",
     # what users meet
     "statistics",
     "plot",

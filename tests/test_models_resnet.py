@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import xbench.models.resnet
 from xbench.datasets.shapes import generate
 from xbench.models.resnet import Block, ResNet, resnet20, resnet56, shapes_resnet
+from xbench.training.recipe import load_recipe, read_recipe
 
-WEIGHTS = Path(xbench.models.resnet.__file__).parents[1] / "weights" / "shapes_resnet.safetensors"
+WEIGHTS = Path(xbench.models.resnet.__file__).parents[1] / "weights"
+EMBEDDED = ("shapes_resnet", "shapes_resnet_regularised")
 
 
 def parameters(net: nn.Module) -> int:
@@ -79,14 +83,28 @@ def test_a_block_of_equal_widths_adds_its_input() -> None:
     torch.testing.assert_close(block(x), x)
 
 
-def test_embedded_weights_recognise_fresh_shapes() -> None:
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_weights_recognise_fresh_shapes(name: str) -> None:
     net = shapes_resnet().eval()
-    net.load_state_dict(load_file(WEIGHTS))
+    net.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
     images, labels, _ = generate(2, "test", range(240))
     with torch.inference_mode():
         right = net((images - 0.5) / 0.5).argmax(1) == labels
     assert right.float().mean() > 0.97
 
 
-def test_embedded_weights_are_small() -> None:
-    assert WEIGHTS.stat().st_size < 1_000_000
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_weights_are_small(name: str) -> None:
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 1_000_000
+
+
+def test_the_embedded_pair_comes_from_one_recipe() -> None:
+    recipes = []
+    for name in EMBEDDED:
+        with safe_open(WEIGHTS / f"{name}.safetensors", framework="pt") as file:
+            recipes.append(json.loads(file.metadata()["recipe"]))
+    baseline, regularised = recipes
+    assert [key for key in baseline if baseline[key] != regularised[key]] == ["regulariser"]
+    shipped = load_recipe(read_recipe("shapes-resnet"))
+    assert not shipped.differences(baseline)
+    assert not shipped.variant("cosine").differences(regularised)

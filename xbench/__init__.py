@@ -1,8 +1,9 @@
 """xbench: evaluate explanations of image classifiers.
 
-Three functions for notebooks (:func:`attribute`, :func:`score`, :func:`evaluate`), four decorators
-for plug-ins (:func:`method`, :func:`metric`, :func:`model`, :func:`dataset`), and the types that
-they meet. Names are loaded on first use, so that importing the package costs nothing.
+Three functions for notebooks (:func:`attribute`, :func:`score`, :func:`evaluate`), five decorators
+for plug-ins (:func:`method`, :func:`metric`, :func:`model`, :func:`dataset`, :func:`regulariser`),
+and the types that they meet. Names are loaded on first use, so that importing the package costs
+nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .errors import BadImage, Unsupported, XbenchError
     from .masking import masked_probabilities
     from .probe import Explanation, ImageGradient, LayerGradient, Logits, Need, Probe
-    from .registry import dataset, method, metric, model
+    from .registry import dataset, method, metric, model, regulariser
     from .sweeps import GuidedGradient, NoisyGradients
     from .types import Batch, Model, Network, Passes, Sample
 
@@ -24,7 +25,7 @@ _HOMES = {
     "errors": ("BadImage", "Unsupported", "XbenchError"),
     "masking": ("masked_probabilities",),
     "probe": ("Explanation", "ImageGradient", "LayerGradient", "Logits", "Need", "Probe"),
-    "registry": ("dataset", "method", "metric", "model"),
+    "registry": ("dataset", "method", "metric", "model", "regulariser"),
     "sweeps": ("GuidedGradient", "NoisyGradients"),
     "types": ("Batch", "Model", "Network", "Passes", "Sample"),
 }
@@ -54,6 +55,7 @@ __all__ = [
     "method",
     "metric",
     "model",
+    "regulariser",
     "score",
 ]
 

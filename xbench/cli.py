@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FINE, UNEXPECTED, USAGE, INTERRUPTED = 0, 1, 2, 130
 VARIABLES = ("XBENCH_DATA", "XBENCH_PLUGINS", "XBENCH_DEBUG")
-KINDS = ("methods", "metrics", "models", "datasets", "suites")
+KINDS = ("methods", "metrics", "models", "datasets", "regularisers", "suites")
 
 Command = Callable[..., Any]
 
@@ -153,7 +153,7 @@ def _data(given: Path | None) -> Path | None:
 
 
 def _load(options: dict[str, Any]) -> Suite:
-    from .document import Document, parse
+    from .document import Document
     from .suite import load_suite, read_suite
 
     if options["images_dir"]:
@@ -169,12 +169,7 @@ def _load(options: dict[str, Any]) -> Suite:
         if isinstance(methods, list):
             value = {**document.value, "methods": [*methods, *options["add_method"]]}
             document = Document(value, document.source, document.lines)
-    settings = []
-    for text in options["settings"]:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise click.UsageError(f"--set {text!r}: write KEY=VALUE, such as run.slice=32")
-        settings.append((key, parse(value, f"--set {key}").value, f"--set {key}"))
+    settings = _settings(options["settings"], "run.slice=32")
     for key in ("seed", "target", "images", "device", "batch_size", "workers"):
         value = options[key]
         if value is not None:
@@ -189,6 +184,19 @@ def _load(options: dict[str, Any]) -> Suite:
         settings.append(("run.save_maps", options["save_maps"], "--save-maps"))
     suite = load_suite(document, settings)
     return suite.narrowed(**{k: options[k] for k in ("datasets", "models", "methods", "metrics")})
+
+
+def _settings(given: tuple[str, ...], example: str) -> list[tuple[str, Any, str]]:
+    """Key, value and who says so, of each ``--set KEY=VALUE``."""
+    from .document import parse
+
+    settings = []
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--set {text!r}: write KEY=VALUE, such as {example}")
+        settings.append((key, parse(value, f"--set {key}").value, f"--set {key}"))
+    return settings
 
 
 def _folder_suite(quick: Any, folder: str, model: str) -> Any:
@@ -362,6 +370,63 @@ def explain(image: Path, model: str, out: Path | None, **options: Any) -> None:
     if found.maps:
         one.save(one.figure(found, metrics), path)
         click.echo(str(path))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--variant", metavar="NAME", help="A regulariser that the recipe lists by this name.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as seed=1 or regulariser=none.",
+)
+@click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]", help="Where to compute.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Directory of data and weights; default: XBENCH_DATA.",
+)
+@click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import entries first.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of this training; default: training/<recipe>-<variant>-seed<seed>.",
+)
+@click.option("--fresh", is_flag=True, help="Begin anew, whatever the folder holds.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def train(
+    recipe: str,
+    variant: str | None,
+    settings: tuple[str, ...],
+    device: str,
+    data: Path | None,
+    plugin: tuple[str, ...],
+    out: Path | None,
+    fresh: bool,
+    quiet: bool,
+) -> None:
+    """Train a network by RECIPE, a built-in name or a YAML file; an interrupted one goes on.
+
+    Prints the weights' file. Several GPUs or hosts: torchrun --nproc-per-node N -m xbench.cli train
+    RECIPE.
+    """
+    _plugins(plugin)
+    from .training.recipe import load_recipe, read_recipe
+
+    chosen = load_recipe(read_recipe(recipe), _settings(settings, "seed=1"))
+    from .training.loop import train as run_training
+
+    if variant is not None:
+        chosen = chosen.variant(variant)
+    label = variant or chosen.regulariser["name"]
+    folder = out or Path("training") / f"{chosen.name}-{label}-seed{chosen.seed}"
+    weights = run_training(
+        chosen, out=folder, data=_data(data), device=device, fresh=fresh, quiet=quiet
+    )
+    click.echo(weights)
 
 
 @cli.command(name="list")

@@ -1,4 +1,4 @@
-"""Names: which methods, metrics, models and data sets there are, and who provides them.
+"""Names: which methods, metrics, models, data sets and regularisers there are, and whose they are.
 
 A plug-in uses the decorators that the built-ins use::
 
@@ -36,7 +36,8 @@ from typing_extensions import dataclass_transform
 
 from .errors import UsageError
 
-KINDS = ("methods", "metrics", "models", "datasets")
+KINDS = ("methods", "metrics", "models", "datasets", "regularisers")
+_HOMES = {"regularisers": "xbench.training.regularisers"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -115,6 +116,15 @@ def model(name: str) -> Callable[[T], T]:
 def dataset(name: str) -> Callable[[T], T]:
     """Register a data set: ``open(data)`` returns a :class:`xbench.types.Source`."""
     return lambda cls: _register("datasets", name, cls)
+
+
+@dataclass_transform(frozen_default=True)
+def regulariser(name: str) -> Callable[[T], T]:
+    """Register a regulariser: called with a training step, it returns a scalar to be added.
+
+    Its field ``weight`` is the factor in the loss.
+    """
+    return lambda cls: _register("regularisers", name, cls)
 
 
 def provide(kind: str, name: str, load: Callable[[], type], *, origin: str, summary: str) -> None:
@@ -226,7 +236,7 @@ def entries(kind: str) -> dict[str, Entry]:
     """All entries of a kind by name; installed plug-ins are listed without being imported."""
     if kind not in _scanned:
         _scanned.add(kind)
-        importlib.import_module(f"xbench.{kind}")
+        importlib.import_module(_HOMES.get(kind, f"xbench.{kind}"))
         for point in entry_points(group=f"xbench.{kind}"):
             _add_installed(kind, point)
     return dict(sorted(_entries[kind].items()))

@@ -30,19 +30,36 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ShapesResNet:
     """The small ResNet that ships with xbench, trained on the data set ``shapes``.
 
-    ``benchmarks/training/shapes.py`` is the command that trained it.
+    Made by ``xbench train shapes-resnet``.
     """
 
     version: ClassVar[int] = 1
 
     def describe(self, data: Path | None) -> Network:
-        return Network(
-            build=resnet.shapes_resnet,
-            weights=Path(__file__).parent.parent / "weights" / "shapes_resnet.safetensors",
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            layers={"last_conv": "layer3"},
-        )
+        return _embedded("shapes_resnet")
+
+
+@model("shapes/resnet_regularised")
+class RegularisedShapesResNet:
+    """The twin of ``shapes/resnet``: same recipe and seed, with interpretable gradients.
+
+    Made by ``xbench train shapes-resnet --variant cosine``.
+    """
+
+    version: ClassVar[int] = 1
+
+    def describe(self, data: Path | None) -> Network:
+        return _embedded("shapes_resnet_regularised")
+
+
+def _embedded(name: str) -> Network:
+    return Network(
+        build=resnet.shapes_resnet,
+        weights=Path(__file__).parent.parent / "weights" / f"{name}.safetensors",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        layers={"last_conv": "layer3"},
+    )
 
 
 @model("checkpoint")
