@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
@@ -268,12 +269,26 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
     ])  # fmt: skip
     best = known[front].sort_values("passes")
     ax.plot(best["passes"], best["value"], color=BLUE, lw=1, ls="--")
-    for row in known.itertuples():
+    span = float(np.ptp(known["value"])) or 1.0
+    groups: list[tuple[float, float, list[str]]] = []
+    for row in known.sort_values(["passes", "value"]).itertuples():
+        price, value = float(row.passes), float(row.value)  # type: ignore[arg-type]
+        if groups and groups[-1][0] == price and abs(groups[-1][1] - value) < 0.045 * span:
+            groups[-1][2].append(str(row.method))  # its own label would cover the last one
+        else:
+            groups.append((price, value, [str(row.method)]))
+    middle = float(np.sqrt(known["passes"].min() * known["passes"].max()))
+    for price, value, names in groups:
+        words = "\n".join(", ".join(names[at : at + 2]) for at in range(0, len(names), 2))
+        is_right = price > middle
         ax.annotate(
-            str(row.method), (float(row.passes), float(row.value)), fontsize=6.5,  # type: ignore[arg-type]
-            xytext=(3, 2), textcoords="offset points",
+            words, (price, value), xytext=(-5 if is_right else 5, 0), textcoords="offset points",
+            fontsize=6, va="center", ha="right" if is_right else "left",
         )  # fmt: skip
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda passes, _: f"{passes:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(known["passes"].min() / 1.3, known["passes"].max() * 1.3)
     ax.set_xlabel("passes per image, forward + backward", fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)

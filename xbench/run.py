@@ -51,8 +51,11 @@ def run_suite(
     fail_fast: bool = False,
     form: Any = "terminal",
     quiet: bool = False,
+    page: bool = False,
 ) -> int:
     """Runs what a suite lacks and prints its table; the exit status of ``xbench run``.
+
+    With ``page``, the run's folder gets its ``index.html`` too, which takes some seconds.
 
     Raises:
         UsageError: if data or weights are not there, or a layer is unknown.
@@ -99,8 +102,8 @@ def run_suite(
     folder = out / "runs" / _stamp()
     _write_run(folder, plan, store, results, work, reports, time.monotonic() - began, finished)
     _show(results, form)
-    if not results.per_image.empty:
-        atomic_write(folder / "index.html", write_page(folder, results, store).encode())
+    if page and not results.per_image.empty:
+        _write_page(folder / "index.html", results, store, folder)
     if not quiet:
         _notice(console, _closing(reports, len(work), folder, time.monotonic() - began))
     if not finished:
@@ -245,6 +248,14 @@ def _write_run(
     errors = {key: text for report in reports for key, text in report.errors.items()}
     for at, (key, text) in enumerate(sorted(errors.items())):
         atomic_write(folder / "errors" / f"{at:04d}.txt", f"{key}\n\n{text}\n".encode())
+
+
+def _write_page(
+    path: Path, results: Results, store: Store, folder: Path | None, examples: int = 4
+) -> None:
+    """The page of a table; with what a run says of itself, if it is of one."""
+    facts = json.loads((folder / "run.json").read_bytes()) if folder else None
+    atomic_write(path, report.page(results, store, facts, examples).encode())
 
 
 def _selection_facts(group: Group) -> dict[str, Any]:
@@ -407,12 +418,43 @@ def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
     store = Store(out / "store")
     results = collect(make_plan(suite, data).selected(store), store)
     if results.per_image.empty:
-        Console(stderr=True).print(
-            f"nothing of suite {suite.name!r} is stored in {out / 'store'}; "
-            "'xbench run' computes it",
-            markup=False,
-            soft_wrap=True,
-        )
-        return 5
+        return _nothing(suite, out)
     _show(results, form)
+    return 0
+
+
+def _nothing(suite: Suite, out: Path) -> int:
+    _notice(
+        Console(stderr=True),
+        f"nothing of suite {suite.name!r} is stored in {out / 'store'}; 'xbench run' computes it",
+    )
+    return 5
+
+
+def write_report(
+    suite: Suite,
+    data: Path | None,
+    out: Path,
+    *,
+    folder: Path | None = None,
+    path: Path | None = None,
+    examples: int = 4,
+) -> int:
+    """Writes the page of what is stored and prints where it is; 5 if nothing is stored.
+
+    Args:
+        suite: what to show.
+        data: directory of data and weights.
+        out: where the store is.
+        folder: of the run, if it is of one: its page stands there and says more.
+        path: of the page; default ``index.html`` of the run, or ``out/<suite>.html``.
+        examples: pictures in the gallery.
+    """
+    store = Store(out / "store")
+    results = collect(make_plan(suite, data).selected(store), store)
+    if results.per_image.empty:
+        return _nothing(suite, out)
+    page = path or (folder / "index.html" if folder else out / f"{suite.name}.html")
+    _write_page(page, results, store, folder, examples)
+    sys.stdout.write(f"{page}\n")
     return 0

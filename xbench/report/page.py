@@ -9,7 +9,6 @@ import io
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,9 +57,7 @@ def page(
         facts: of the run, as in ``run.json``.
         examples: pictures in the gallery; 0 for a page that shows none.
     """
-    style, script = (
-        (HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
-    )
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -69,6 +66,7 @@ def page(
         lstrip_blocks=True,
         finalize=_harmless,
     )
+    environment.filters["breakable"] = _breakable
     kept = pictures.read(results.plan, store, examples)
     boards = [group for group in results.plan.groups if group.cells]
     sections = [
@@ -108,6 +106,12 @@ def _harmless(value: Any) -> Any:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return _MASKED.sub("\N{REPLACEMENT CHARACTER}", value)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line behind each of its parts."""
+    parts = re.split(r"(?<=[_/(,])", _harmless(name))
+    return Markup("<wbr>").join(parts)  # which escapes the parts
 
 
 def _policy(style: str, script: str) -> str:
@@ -220,7 +224,9 @@ def _section(
     here = (group.dataset.label, group.model.label)
     table = results.table
     rows = table[(table["dataset"] == here[0]) & (table["model"] == here[1])]
-    by_name = {(row["method"], row["metric"]): row for row in rows.to_dict("records")}
+    by_name: dict[tuple[str, str], Any] = {
+        (row["method"], row["metric"]): row for row in rows.to_dict("records")
+    }
     reasons: list[str] = []
     places = {metric: _places(board, metric) for metric in board.metrics}
     lines = []
@@ -229,7 +235,8 @@ def _section(
         for metric in board.metrics:
             row = by_name.get((method, metric))
             entries.append(_entry(board, metric, row, places[metric].get(method), reasons))
-        is_ranked = method in board.ranks
+        means = [board.means.get((method, metric), math.nan) for metric in board.metrics]
+        is_ranked = method in board.ranks and not all(map(math.isnan, means))
         failing = [board.names[metric] for metric in board.failing.get(method, ())]
         lines.append(
             Line(
@@ -243,7 +250,7 @@ def _section(
             )
         )
     card = results.cards[here]
-    ranked = tuple(line for line in lines if line.place)
+    ranked = tuple(line for line in lines if line.method in board.ranks)
     return Section(
         f"group-{number}",
         group,
@@ -251,7 +258,7 @@ def _section(
         card,
         tuple(_column(board, metric) for metric in board.metrics),
         ranked,
-        tuple(line for line in lines if not line.place),
+        tuple(line for line in lines if line.method not in board.ranks),
         tuple(reasons),
         tuple(note for note in leaderboard._footnotes(board) if not note.startswith("*")),
         tuple(pictures.rows(kept, group, board.methods, partial(_said, results))),
@@ -317,7 +324,9 @@ def _entry(
     return Entry(
         f"cell-{row['cell']}",
         row["status"] if math.isnan(mean) else _number(mean, largest),
-        "" if math.isnan(low) else f"{_number(low, largest)} to {_number(high, largest)}",
+        ""
+        if math.isnan(low) or board.better[metric] == "neither"
+        else f"{_number(low, largest)} to {_number(high, largest)}",
         "" if math.isnan(mean) else repr(mean),
         shade,
         f"{place[0]} of {place[1]}" if place else "",
@@ -329,6 +338,7 @@ def _entry(
 def _number(value: float, largest: float) -> str:
     """As in the terminal's table."""
     text = f"{value:.2f}" if largest > 1.5 else f"{value:.4f}"
+    text = text if float(text) else text.removeprefix("-")
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -388,7 +398,8 @@ def _figures(results: Results, section: Section, drawn: Drawn) -> dict[str, Any]
         for method in board.methods:
             if (method, metric) not in rows.index:
                 continue
-            mean, low, high = rows.loc[(method, metric), ["mean", "ci_low", "ci_high"]]
+            found = rows.loc[(method, metric), ["mean", "ci_low", "ci_high"]]
+            mean, low, high = found.to_numpy(dtype=float).tolist()
             if not math.isnan(mean):
                 name = _harmless(method)
                 means[name] = mean
@@ -407,6 +418,7 @@ def _figures(results: Results, section: Section, drawn: Drawn) -> dict[str, Any]
                 "value": [board.ranks[line.method] for line in section.ranked],
             }
         )
+        frame = frame[[bool(line.rank) for line in section.ranked]]
         frame = frame[(frame["passes"] > 0) & np.isfinite(frame["passes"])]
         if len(frame):
             draw = partial(plot.cost, frame, better="lower", title="mean rank \N{DOWNWARDS ARROW}")
@@ -451,7 +463,7 @@ def _wide(results: Results, section: Section, methods: Sequence[str]) -> dict[st
     ]
     keys = [key for _, key in group.images]
     return {
-        metric: of.pivot(index="image", columns="method", values="value").reindex(
+        str(metric): of.pivot(index="image", columns="method", values="value").reindex(
             index=keys, columns=list(methods)
         )
         for metric, of in here.groupby("metric")

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -32,7 +33,7 @@ class Drawn:
             draw: makes it; text is taken as it is, not as a formula between dollar signs.
             description: what a reader who does not see it is told.
         """
-        settings = {
+        settings: Any = {
             "svg.hashsalt": "xbench",
             "svg.fonttype": "none",
             "text.parse_math": False,
