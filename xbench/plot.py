@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ def curves(
         title: metric.
         xlabel, ylabel: of the axes.
     """
-    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
     ax = figure.subplots()
     for at, (name, points) in enumerate(values.items()):
         table = np.asarray(points, dtype=np.float64)
@@ -221,7 +220,7 @@ def curves(
     ax.set_ylabel(ylabel, fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)
-    ax.legend(fontsize=6, frameon=False, ncols=2)
+    figure.legend(fontsize=6.5, frameon=False, ncols=3, loc="outside lower center")
     return _plain(figure)
 
 
@@ -286,8 +285,12 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
             fontsize=6, va="center", ha="right" if is_right else "left",
         )  # fmt: skip
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda passes, _: f"{passes:,g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ticks: list[float] = []
+    for price in sorted(known["passes"].unique().tolist()):
+        if not ticks or price > 1.35 * ticks[-1]:
+            ticks.append(price)
+    ax.set_xticks(ticks, labels=[f"{price:,g}" for price in ticks])
+    ax.set_xticks([], minor=True)
     ax.set_xlim(known["passes"].min() / 1.3, known["passes"].max() * 1.3)
     ax.set_xlabel("passes per image, forward + backward", fontsize=8)
     ax.set_title(title, fontsize=9)

@@ -255,7 +255,7 @@ def _write_page(
 ) -> None:
     """The page of a table; with what a run says of itself, if it is of one."""
     facts = json.loads((folder / "run.json").read_bytes()) if folder else None
-    atomic_write(path, report.page(results, store, facts, examples).encode())
+    atomic_write(path, report.html(results, store, facts, examples).encode())
 
 
 def _selection_facts(group: Group) -> dict[str, Any]:

@@ -37,13 +37,13 @@ POINTS = 200
 DRAWS = 500
 """Bootstrap samples of the agreement of metrics, whose ends are shown with two digits."""
 SHADES = 5
-PAIRED = 6
+PAIRED = 5
 """Methods that stand side by side for several models."""
 _MASKED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def page(
+def html(
     results: Results,
     store: Store,
     facts: Mapping[str, Any] | None = None,
@@ -365,10 +365,11 @@ def _overview(sections: Sequence[Section]) -> dict[str, Any] | None:
     """Mean rank of each method in each section, where there are several."""
     if len(sections) < 2:
         return None
-    methods = list(dict.fromkeys(m for s in sections for m in s.board.ranks))
+    known = [{line.method: s.board.ranks[line.method] for line in s.ranked if line.rank}
+             for s in sections]  # fmt: skip
     rows = []
-    for method in methods:
-        ranks = [s.board.ranks.get(method, math.nan) for s in sections]
+    for method in dict.fromkeys(line.method for s in sections for line in s.ranked):
+        ranks = [of.get(method, math.nan) for of in known]
         rows.append((method, ranks, float(np.mean(ranks))))
     rows.sort(key=lambda row: (math.isnan(row[2]), row[2], row[0]))
     return {
@@ -398,8 +399,9 @@ def _figures(results: Results, section: Section, drawn: Drawn) -> dict[str, Any]
         for method in board.methods:
             if (method, metric) not in rows.index:
                 continue
-            found = rows.loc[(method, metric), ["mean", "ci_low", "ci_high"]]
-            mean, low, high = found.to_numpy(dtype=float).tolist()
+            mean, low, high = (
+                float(str(rows.at[(method, metric), key])) for key in ("mean", "ci_low", "ci_high")
+            )
             if not math.isnan(mean):
                 name = _harmless(method)
                 means[name] = mean
@@ -415,7 +417,7 @@ def _figures(results: Results, section: Section, drawn: Drawn) -> dict[str, Any]
             {
                 "method": [_harmless(line.method) for line in section.ranked],
                 "passes": [line.cost for line in section.ranked],
-                "value": [board.ranks[line.method] for line in section.ranked],
+                "value": [round(board.ranks[line.method], 6) for line in section.ranked],
             }
         )
         frame = frame[[bool(line.rank) for line in section.ranked]]
