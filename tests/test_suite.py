@@ -60,10 +60,13 @@ def test_every_built_in_suite_loads() -> None:
         assert load_suite(read_suite(name)).name == name
 
 
-def test_quick_names_every_built_in_metric_and_needs_no_data() -> None:
+def test_quick_compares_both_embedded_networks_and_needs_no_data() -> None:
     suite = load_suite(read_suite("quick"))
     assert [choice.name for choice in suite.datasets] == ["shapes"]
-    assert [choice.name for choice in suite.models] == ["shapes/resnet"]
+    assert [choice.name for choice in suite.models] == [
+        "shapes/resnet",
+        "shapes/resnet_regularised",
+    ]
 
 
 def test_a_name_alone_takes_every_default() -> None:
