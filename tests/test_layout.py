@@ -53,6 +53,7 @@ ORDER = (
     # what users meet
     "statistics",
     "plot",
+    "captions",
     "tables",
     "gallery",
     "leaderboard",

@@ -233,7 +233,7 @@ def test_pairs_are_tested_as_one_by_one() -> None:
     values = np.random.default_rng(3).normal(size=(40, 3, 2))
     values[5, 1, 0] = np.nan
     values[:, 2, 1] = values[:, 0, 1] * (1 + 1e-9)
-    found = statistics.tests_of_pairs(values, KEYS)
+    found = statistics.pair_tests(values, KEYS)
     assert found.shape == (2, 3)
     alone = statistics.sign_flip_test(values[:, [0], 0] - values[:, [1], 0], KEYS)
     assert found[0, 0] == alone[0]

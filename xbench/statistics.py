@@ -50,6 +50,8 @@ def bootstrap_means(values: Floats, keys: Sequence[str], draws: int = DRAWS) -> 
     filled = np.where(known, values, 0.0)
     stream = _stream(keys, "bootstrap")
     means = np.full((draws, columns), np.nan)
+    if not count:
+        return means
     for start in range(0, draws, CHUNK):
         size = min(CHUNK, draws - start)
         picked = stream.integers(count, size=(size, count))
@@ -100,7 +102,10 @@ def bca_intervals(
     )
     ordered = np.sort(boot, 0)  # NaN draws last
     drawn = (~np.isnan(boot)).sum(0)
-    share = ((boot < mean).sum(0) + (boot == mean).sum(0) / 2) / np.maximum(drawn, 1)
+    # equal sums in another order of adding differ by rounding
+    near = 1e-12 * np.abs(np.where(known, values, 0.0)).max(0, initial=0.0)
+    below, above = ((sign * (boot - mean) > near).sum(0) for sign in (-1, 1))
+    share = (below + (drawn - below - above) / 2) / np.maximum(drawn, 1)
     bias = ndtri(np.clip(share, 1 / (draws + 1), draws / (draws + 1)))
     ends = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
@@ -274,8 +279,9 @@ class Ranking:
     Args:
         ranks: mean ranks, (M,), 1 is best.
         low, high: their 95 % percentile intervals over bootstrap samples of images.
-        separable: (M, M), symmetric: whether the ranks of two methods on each image, averaged over
-            metrics, differ in the direction of ``ranks`` (sign-flip test, Holm over all pairs, 5 %).
+        separable: (M, M), symmetric: whether the order of two methods is sure. 95 % of bootstrap
+            samples must keep it, and their ranks on each image, averaged over metrics, must differ
+            in the same direction (sign-flip test, Holm over all pairs, 5 %).
     """
 
     ranks: Floats
@@ -300,6 +306,9 @@ def ranking(
         draws: bootstrap samples.
     """
     images, methods, metrics = values.shape
+    if not (images and metrics):
+        middle = np.full(methods, (methods + 1) / 2)
+        return Ranking(middle, middle, middle, np.zeros((methods, methods), dtype=np.bool_))
     count = (~np.isnan(values)).sum(0)
     fair = np.where(count < count.max(0), np.nan, values)
     ranks = mean_ranks(four_digits(column_means(fair)), better)
@@ -309,9 +318,11 @@ def ranking(
     each = mean_ranks(four_digits(fair), better)  # (N, M)
     pair = np.triu_indices(methods, 1)
     moved = each[:, pair[0]] - each[:, pair[1]]
-    is_sure = holm(sign_flip_test(moved, keys, draws)) < 1 - LEVEL
+    gap = ranks[pair[0]] - ranks[pair[1]]
+    kept = np.sign(gap) * (boot[:, pair[0]] - boot[:, pair[1]]) > 0
+    is_sure = (kept.mean(0) >= LEVEL) & (np.sign(moved.mean(0)) == np.sign(gap))
     separable = np.zeros((methods, methods), dtype=np.bool_)
-    separable[pair] = is_sure & (np.sign(moved.mean(0)) == np.sign(ranks[pair[0]] - ranks[pair[1]]))
+    separable[pair] = is_sure & (holm(sign_flip_test(moved, keys, draws)) < 1 - LEVEL)
     return Ranking(ranks, low, high, separable | separable.T)
 
 
@@ -325,7 +336,7 @@ def four_digits(values: Floats) -> Floats:
     return rounded
 
 
-def tests_of_pairs(values: Floats, keys: Sequence[str], draws: int = DRAWS) -> Floats:
+def pair_tests(values: Floats, keys: Sequence[str], draws: int = DRAWS) -> Floats:
     """p-values of :func:`sign_flip_test` between all pairs of methods, metric by metric.
 
     Means that agree to four digits are equal: p is 1.
