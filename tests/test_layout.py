@@ -57,6 +57,8 @@ ORDER = (
     "tables",
     "gallery",
     "leaderboard",
+    "sheets",
+    "views",
     "provenance",
     "compare",
     "run",

@@ -41,7 +41,6 @@ LONG = 22
 """Characters of a method's label that a narrow terminal has room for."""
 FEWEST = 10
 """Images for Friedman's test, whose limit is that of many."""
-_MARKS = " *=" + string.ascii_lowercase
 
 
 @dataclass(frozen=True)
@@ -295,7 +294,7 @@ def render(results: Results, form: Format, width: int | None = None, colour: boo
         for metrics, table in _fitting(board, console):
             console.print(f"\n{', '.join(_by_family(board, metrics)) or 'ranks'}", markup=False)
             console.print(table)
-        for note in _footnotes(board):
+        for note in notes_of(board):
             console.print(note, markup=False)
         console.print()
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
@@ -308,14 +307,14 @@ def _number(value: float, largest: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """A row: texts, with marks, by what they are about.
 
     Args:
         place: among the ranked; empty for a control.
         method: its label, marked where it fails a gate.
         rank: mean rank, "-" where a ranked method has no score, empty for a control.
-        numbers: by metric.
+        numbers: number and mark, by metric.
         interval: of the mean rank.
         group: letters of those whose order is not sure.
         best: metrics that it is the best in.
@@ -326,7 +325,7 @@ class _Line:
     place: str
     method: str
     rank: str
-    numbers: Mapping[str, str]
+    numbers: Mapping[str, tuple[str, str]]
     interval: str
     group: str
     best: frozenset[str]
@@ -334,7 +333,8 @@ class _Line:
     passes: str
 
 
-def _lines(board: Leaderboard) -> list[_Line]:
+def lines_of(board: Leaderboard) -> list[Line]:
+    """Rows as text, in the order of its methods."""
     largest = {
         metric: max(
             (abs(v) for (_, of), v in board.means.items() if of == metric and v == v), default=0.0
@@ -349,11 +349,11 @@ def _lines(board: Leaderboard) -> list[_Line]:
         rank = f"{board.ranks[method]:.2f}" if is_ranked else ""
         fails = method in board.ranks and method in board.failing
         lines.append(
-            _Line(
+            Line(
                 str(at + 1) if rank else "",
                 f"{method} (fails)" if fails else method,
                 rank or ("-" if method in board.ranks else ""),
-                {m: _number(v, largest[m]) + _mark(board, method, m) for m, v in means.items()},
+                {m: (_number(v, largest[m]), _mark(board, method, m)) for m, v in means.items()},
                 "{:.1f}-{:.1f}".format(*board.intervals[method]) if rank else "",
                 board.groups.get(method, "") if rank else "",
                 frozenset(m for m in means if rank and (method, m) in board.best),
@@ -416,19 +416,20 @@ def _by_family(board: Leaderboard, metrics: Sequence[str]) -> dict[str, list[str
     return found
 
 
-def _numbers(lines: Sequence[_Line], metric: str, heading: str) -> list[Text]:
+def _numbers(lines: Sequence[Line], metric: str, heading: str) -> list[Text]:
     """A column to the right, digits below digits: the widest mark has room behind each number."""
-    texts = [line.numbers[metric] for line in lines]
-    digits = [text.rstrip(_MARKS) for text in texts]
-    wide = max(len(text) - len(number) for text, number in zip(texts, digits, strict=True))
-    before = max(*map(len, digits), *(len(part) - wide for part in heading.splitlines()))
+    pairs = [line.numbers[metric] for line in lines]
+    wide = max(len(mark) for _, mark in pairs)
+    before = max(
+        *(len(digits) for digits, _ in pairs), *(len(part) - wide for part in heading.splitlines())
+    )
     return [
         Text(
-            " " * (before - len(number)) + text,
+            f"{digits:>{before}}{mark}",
             style="bold green" if metric in line.best else "",
             justify="left",
         )
-        for text, number, line in zip(texts, digits, lines, strict=True)
+        for (digits, mark), line in zip(pairs, lines, strict=True)
     ]
 
 
@@ -439,11 +440,11 @@ def _terminal(
 
     Where room is short, the parameters in a long name get a line of their own.
     """
-    lines = _lines(board)
+    lines = lines_of(board)
     columns: list[tuple[str, list[Text]]] = []
     for family in _by_family(board, metrics).values():
         gap = [("", [Text("")] * len(lines))] if columns else []
-        headings = {metric: _heading_of(board, metric) for metric in family}
+        headings = {metric: heading_of(board, metric) for metric in family}
         columns += gap + [(text, _numbers(lines, m, text)) for m, text in headings.items()]
     if is_first:
         columns[:0] = [
@@ -467,13 +468,13 @@ def _terminal(
     return table
 
 
-def _heading_of(board: Leaderboard, metric: str) -> str:
+def heading_of(board: Leaderboard, metric: str) -> str:
     """The heading, with a sign where a control has won."""
     symbol, newline, details = board.headings[metric].partition("\n")
     return symbol + ("!" if board.won(metric) else "") + newline + details
 
 
-def _footnotes(board: Leaderboard) -> list[str]:
+def notes_of(board: Leaderboard) -> list[str]:
     words = f"Ordered by the mean rank over {', '.join(board.ranked_by)}."
     if not board.ranked_by:
         words = "Not ordered: no metric here says which is better."
@@ -537,7 +538,7 @@ def _remarks(board: Leaderboard) -> Iterator[str]:
 
 
 def _markdown(board: Leaderboard) -> str:
-    headings = [_heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
+    headings = [heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
     rows = [f"**{board.title}**" + (f": {board.card}" if board.card else ""), ""]
     rows.append(
         "| "
@@ -545,8 +546,10 @@ def _markdown(board: Leaderboard) -> str:
         + " |"
     )
     rows.append("|" + "--:|:--|" + "--:|" * (len(headings) + 4))
-    for line in _lines(board):
-        texts = [f"**{text}**" if m in line.best else text for m, text in line.numbers.items()]
+    for line in lines_of(board):
+        texts = [
+            f"**{''.join(t)}**" if m in line.best else "".join(t) for m, t in line.numbers.items()
+        ]
         cells = [
             line.place,
             f"`{line.method}`",
@@ -562,5 +565,5 @@ def _markdown(board: Leaderboard) -> str:
         for family, metrics in _by_family(board, board.metrics).items()
     ]
     notes = [f"Columns: {'; '.join(families)}."]
-    notes += [note.replace("*", "\\*", 1) for note in _footnotes(board)]
+    notes += [note.replace("*", "\\*", 1) for note in notes_of(board)]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"

@@ -72,9 +72,7 @@ def write(
         return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     if form == "json":
         for record in records:
-            record |= {
-                k: None for k, v in record.items() if isinstance(v, float) and math.isnan(v)
-            }
+            record |= {k: None for k, v in record.items() if isinstance(v, float) and math.isnan(v)}
         return json.dumps(records, indent=1, allow_nan=False) + "\n"
     if form == "md":
         return "\n".join(_markdown(sheet) for sheet in sheets)
@@ -135,11 +133,13 @@ def _markdown(sheet: Sheet) -> str:
     rows = [f"**{sheet.title}**", "", line([h.replace("\n", " ") for h in sheet.headings])]
     rows.append("|" + ":--|" * sheet.stub + "--:|" * (len(sheet.headings) - sheet.stub))
     for row in sheet.rows:
-        texts = [f"`{cell.text}`" if at < sheet.stub and cell.text else cell.plain.replace("*", "\\*")
-                 for at, cell in enumerate(row)]  # fmt: skip
-        rows.append(
-            line([f"**{t}**" if c.style == "best" else t for t, c in zip(texts, row, strict=True)])
-        )
+        texts = []
+        for at, cell in enumerate(row):
+            text = cell.plain.replace("*", "\\*")
+            if at < sheet.stub and cell.text:
+                text = f"`{cell.text}`"
+            texts.append(f"**{text}**" if cell.style == "best" else text)
+        rows.append(line(texts))
     notes = [note.replace("*", "\\*") for note in sheet.notes]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"
 
@@ -182,7 +182,8 @@ def _latex(sheet: Sheet) -> str:
 def _stacked(text: str) -> str:
     if "\n" not in text:
         return escaped(text)
-    return rf"\shortstack{{{escaped(text).replace(chr(10), r' \\ ')}}}"
+    lines = r" \\ ".join(escaped(line) for line in text.splitlines())
+    return rf"\shortstack{{{lines}}}"
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -218,8 +218,9 @@ def from_files(
             table.loc[at, column] = value
     cards = {}
     for card in provenance["cards"]:
-        values = [math.nan if card[key] is None else card[key] for key in asdict(ModelCard())]
-        cards[card["dataset"], card["model"]] = ModelCard(*values)
+        values: dict[str, Any] = {key: card[key] for key in asdict(ModelCard())}
+        values = {key: math.nan if value is None else value for key, value in values.items()}
+        cards[card["dataset"], card["model"]] = ModelCard(**values)
     return Results(
         captions_from_json(provenance["captions"]),
         per_image,

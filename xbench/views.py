@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 
 from .captions import GroupCaption, MetricCaption
-from .leaderboard import Leaderboard, Line, heading_of, leaderboards, lines_of, notes_of, ranked_methods
+from .leaderboard import (
+    Leaderboard,
+    Line,
+    heading_of,
+    leaderboards,
+    lines_of,
+    notes_of,
+    ranked_methods,
+)
 from .sheets import Cell, Sheet
 from .statistics import (
     LEVEL,
@@ -99,7 +107,9 @@ def _pivots(results: Results) -> Iterator[Sheet]:
         controls = {m for board in shown.values() for m in board.methods if m not in board.ranks}
         metrics = dict.fromkeys(m for board in shown.values() for m in board.metrics)
         headings = {m: heading_of(board, m) for board in shown.values() for m in board.metrics}
-        rows, records, rules = [], [], set()
+        rows: list[tuple[str, str, list[Cell]]] = []
+        records: list[dict[str, Any]] = []
+        rules: set[int] = set()
         for method in sorted(methods, key=controls.__contains__):
             if rows and (len(shown) > 1 or (method in controls) != (rows[-1][0] in controls)):
                 rules.add(len(rows))
@@ -114,7 +124,6 @@ def _pivots(results: Results) -> Iterator[Sheet]:
                     {"dataset": dataset, "method": method, "model": model}
                     | {m: board.means.get((method, m), math.nan) for m in metrics}
                 )
-        first, *_ = shown.values()
         yield Sheet(
             f"{dataset}, methods x models",
             ("method", "model", *(headings[m] for m in metrics)),
@@ -214,10 +223,7 @@ def _two_models(results: Results, base: GroupCaption, other: GroupCaption) -> It
         if not keys or not methods or not metrics:
             continue
         before, after = (
-            values[[known.index(key) for key in keys]]
-            if False
-            else values[pd.Index(known).get_indexer(pd.Index(keys))]
-            for known, values in sides
+            values[pd.Index(known).get_indexer(pd.Index(keys))] for known, values in sides
         )
         yield _moved(base, other, words, keys, before, after, methods, metrics)
 
