@@ -55,9 +55,12 @@ ORDER = (
     # what users meet
     "statistics",
     "plot",
+    "captions",
     "tables",
     "gallery",
     "leaderboard",
+    "sheets",
+    "views",
     "provenance",
     "report",
     "compare",

@@ -290,15 +290,57 @@ def fetch(**options: Any) -> None:
 @cli.command()
 @_suite_options
 @click.option(
-    "--format", "form", type=click.Choice(["terminal", "md", "csv", "json"]), default="terminal"
+    "--format",
+    "form",
+    type=click.Choice(["terminal", "md", "csv", "json", "latex"]),
+    default="terminal",
+    show_default=True,
 )
-def table(form: str, **options: Any) -> int:
-    """Print the leaderboard of SUITE from what is stored, without computing anything."""
+@click.option("--leaderboard", "view", flag_value="leaderboard", default=True, hidden=True)
+@click.option("--pivot", "view", flag_value="pivot", help="Methods x models against metrics.")
+@click.option("--pairs", "view", flag_value="pairs", help="Differences of all pairs of methods.")
+@click.option(
+    "--between-models",
+    "view",
+    flag_value="between-models",
+    help="Differences of models, on all images and on those that both classify correctly.",
+)
+@click.option("--agreement", "view", flag_value="agreement", help="Agreement of metrics.")
+@click.option(
+    "--sensitivity",
+    "view",
+    flag_value="sensitivity",
+    help="Ranks under each variant (baseline, preset, steps) of a metric.",
+)
+@click.option("--mixed", is_flag=True, help="Also where rows were made by different versions.")
+def table(form: str, view: Any, mixed: bool, **options: Any) -> int:
+    """Print the leaderboard of SUITE, or another view of it, without computing anything.
+
+    SUITE may also be a folder with table.csv, per_image.parquet and provenance.json: one of runs/,
+    a committed one such as results/quick, or one with runs/, which stands for the latest run. Its
+    table needs neither suite nor data.
+    """
     _plugins(options["plugin"])
+    if options["suite"] and Path(options["suite"]).is_dir():
+        given = [key for key in _NARROWING if options[key] not in (None, ())]
+        if given:
+            raise click.UsageError(
+                f"{options['suite']} is a folder of results, which --{given[0].replace('_', '-')} "
+                "does not narrow; name its suite instead"
+            )
+        from .run import print_results
+
+        return print_results(Path(options["suite"]), form, view, mixed=mixed)
     suite = _load(options)
     from .run import print_table
 
-    return print_table(suite, _data(options["data"]), options["out"], form)
+    return print_table(suite, _data(options["data"]), options["out"], form, view, mixed=mixed)
+
+
+_NARROWING = (
+    "datasets", "models", "methods", "metrics", "add_method", "images", "target", "seed",
+    "settings",
+)  # fmt: skip
 
 
 @cli.command(name="report")

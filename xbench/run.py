@@ -27,6 +27,7 @@ from rich.progress import (
 )
 
 from . import engines, registry, report
+from .compare import read_results
 from .datasets.downloads import fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
@@ -36,9 +37,11 @@ from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
 from .runner import Report, versions
+from .sheets import write
 from .store import Store
 from .suite import Suite
-from .tables import Results, card_facts, collect, to_csv
+from .tables import Results, card_facts, collect, from_files, to_csv
+from .views import LACKING, View, sheets
 
 
 def run_suite(
@@ -97,7 +100,7 @@ def run_suite(
         found, finished = compute([job for job, _ in jobs])
         work, reports = [*work, *jobs], [*reports, *found]
     results = collect(plan, store)
-    for notice in results.notices:
+    for notice in (*results.notices, *(f"versions are mixed: {m}" for m in results.mixed)):
         _notice(console, notice)
     folder = out / "runs" / _stamp()
     _write_run(folder, plan, store, results, work, reports, time.monotonic() - began, finished)
@@ -239,7 +242,9 @@ def _write_run(
             for report in reports
         ],
     }
-    origin = json.dumps(provenance(plan, store), indent=1, sort_keys=True, default=registry.plain)
+    origin = json.dumps(
+        provenance(plan, store) | results.facts(), indent=1, sort_keys=True, default=registry.plain
+    )
     atomic_write(folder / "provenance.json", origin.encode() + b"\n")
     atomic_write(folder / "run.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     atomic_write(folder / "table.csv", to_csv(results.table).encode())
@@ -413,13 +418,53 @@ def fetch_data(suite: Suite, data: Path) -> str:
     return "".join(lines)
 
 
-def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
-    """Prints the table of what is stored; 5 if nothing is."""
+def print_table(
+    suite: Suite, data: Path | None, out: Path, form: Any, view: View, *, mixed: bool = False
+) -> int:
+    """Prints a view of what is stored; 5 if that is nothing, or was made by several versions."""
     store = Store(out / "store")
     results = collect(make_plan(suite, data).selected(store), store)
     if results.per_image.empty:
         return _nothing(suite, out)
-    _show(results, form)
+    return _print_view(results, form, view, mixed=mixed)
+
+
+def print_results(path: Path, form: Any, view: View, *, mixed: bool = False) -> int:
+    """Likewise of the files of a run, which need neither suite nor data."""
+    found = read_results(path)
+    try:
+        results = from_files(found.table, found.per_image, found.provenance)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{str(found.path)!r} does not say how to draw its table ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); it is of an earlier version: run its suite again, "
+            "which computes nothing that is stored"
+        ) from error
+    return _print_view(results, form, view, mixed=mixed)
+
+
+def _print_view(results: Results, form: Any, view: View, *, mixed: bool) -> int:
+    console = Console(stderr=True)
+    if results.mixed and not mixed:
+        for words in results.mixed:
+            _notice(console, words)
+        _notice(
+            console,
+            "a table of these would mix versions; --mixed prints it all the same, and "
+            "'xbench run --fresh' computes everything anew",
+        )
+        return 5
+    is_terminal = sys.stdout.isatty()
+    width = Console().width if is_terminal else None
+    colour = is_terminal and "NO_COLOR" not in os.environ
+    if view == "leaderboard" and form != "latex":
+        _show(results, form)
+        return 0
+    found = sheets(results, view)
+    if not found:
+        _notice(console, f"nothing to show: {LACKING.get(view, 'it has no cells')}")
+        return 5
+    sys.stdout.write(write(found, form, width, colour))
     return 0
 
 

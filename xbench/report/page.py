@@ -21,7 +21,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from .. import gallery, leaderboard, plot, registry, statistics
-from ..leaderboard import ARROW, Leaderboard
+from ..captions import ARROW
+from ..leaderboard import Leaderboard, notes_of
 from ..plan import Group
 from ..provenance import provenance
 from ..store import Store
@@ -67,22 +68,25 @@ def html(
         finalize=_harmless,
     )
     environment.filters["breakable"] = _breakable
-    kept = pictures.read(results.plan, store, examples)
-    boards = [group for group in results.plan.groups if group.cells]
+    plan = results.plan
+    if plan is None:
+        raise ValueError("results that were read from files have no curves, maps or pictures")
+    kept = pictures.read(plan, store, examples)
+    boards = [group for group in plan.groups if group.cells]
     sections = [
-        _section(number, results, group, board, kept)
+        _section(number, results, group, board, kept, plan.suite.target)
         for number, (group, board) in enumerate(
             zip(boards, leaderboard.leaderboards(results), strict=True)
         )
     ]
     drawn = Drawn()
-    curves = gallery.curves(results.plan, store, POINTS)
-    origin = provenance(results.plan, store)
+    curves = gallery.curves(plan, store, POINTS)
+    origin = provenance(plan, store)
     context = {
         "style": Markup(style),  # noqa: S704  # our own files
         "script": Markup(script),  # noqa: S704
         "policy": _policy(style, script),
-        "suite": results.plan.suite,
+        "suite": plan.suite,
         "sections": sections,
         "overview": _overview(sections),
         "figures": {s.id: _figures(results, s, drawn) for s in sections},
@@ -92,7 +96,7 @@ def html(
         "scatter": [_scatter(results, s) for s in sections],
         "points": POINTS,
         "infinity": math.inf,
-        "notices": [*results.notices, *results.plan.notices],
+        "notices": [*results.notices, *results.mixed, *plan.notices],
         "facts": _run_facts(facts or {}),
         "versions": origin["versions"],
         "provenance": json.dumps(origin, indent=1, sort_keys=True, default=registry.plain),
@@ -176,6 +180,8 @@ class Line:
     place: int
     method: str
     rank: str
+    ends: str
+    group: str
     fails: str
     passes: str
     cost: float
@@ -219,7 +225,12 @@ MARKS = {
 
 
 def _section(
-    number: int, results: Results, group: Group, board: Leaderboard, kept: pictures.Kept
+    number: int,
+    results: Results,
+    group: Group,
+    board: Leaderboard,
+    kept: pictures.Kept,
+    target: str,
 ) -> Section:
     here = (group.dataset.label, group.model.label)
     table = results.table
@@ -243,6 +254,8 @@ def _section(
                 at + 1 if is_ranked else 0,
                 method,
                 f"{board.ranks[method]:.2f}" if is_ranked and board.ranked_by else "",
+                "{:.1f} to {:.1f}".format(*board.intervals[method]) if is_ranked else "",
+                board.groups.get(method, "") if is_ranked else "",
                 ", ".join(failing) if is_ranked else "",
                 board.passes[method],
                 _cost(board.passes[method]),
@@ -260,9 +273,9 @@ def _section(
         ranked,
         tuple(line for line in lines if line.method not in board.ranks),
         tuple(reasons),
-        tuple(note for note in leaderboard._footnotes(board) if not note.startswith("*")),
+        tuple(note for note in notes_of(board) if not note.startswith("*")),
         tuple(pictures.rows(kept, group, board.methods, partial(_said, results))),
-        _card(card, results.plan.suite.target),
+        _card(card, target),
     )
 
 
@@ -312,6 +325,9 @@ def _entry(
             reasons.append(reason)
         note = reasons.index(reason) + 1
     flags = [flag for flag in row["flags"].split(";") if flag in MARKS]
+    marks = [MARKS[flag] for flag in flags]
+    if (row["method"], metric) in board.level:
+        marks.insert(0, ("=", "not separable from the best"))
     largest = max(
         (abs(v) for (_, name), v in board.means.items() if name == metric and not math.isnan(v)),
         default=0.0,
@@ -330,7 +346,7 @@ def _entry(
         "" if math.isnan(mean) else repr(mean),
         shade,
         f"{place[0]} of {place[1]}" if place else "",
-        tuple(MARKS[flag] for flag in flags),
+        tuple(marks),
         note,
     )
 
