@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xbench
-from xbench import leaderboard, registry
+from xbench import registry
 from xbench.leaderboard import leaderboards, render
 from xbench.plan import Plan, make_plan
+from xbench.statistics import bca_intervals
 from xbench.store import COLUMNS, Store
 from xbench.suite import FACTS
 from xbench.tables import (
@@ -75,16 +77,31 @@ def row_of(results: Results, method: str = "gradient", metric: str = "mae") -> d
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def test_mean_deviation_and_interval_are_those_of_the_textbook(tmp_path: Path) -> None:
-    results = stored(plan_of(), tmp_path, {("gradient", "mae"): [0.1, 0.2, 0.3, 0.8]})
-    row = row_of(results)
+def test_mean_and_deviation_are_those_of_the_textbook_and_the_interval_that_of_the_bootstrap(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of()
+    values = [0.1, 0.2, 0.3, 0.8]
+    row = row_of(stored(plan, tmp_path, {("gradient", "mae"): values}))
     deviation = math.sqrt((0.25**2 + 0.15**2 + 0.05**2 + 0.45**2) / 3)
     assert row["mean"] == pytest.approx(0.35, abs=1e-15)
     assert row["std"] == pytest.approx(deviation, abs=1e-15)
-    assert row["ci_low"] == pytest.approx(0.35 - 1.96 * deviation / 2, abs=1e-15)
-    assert row["ci_high"] == pytest.approx(0.35 + 1.96 * deviation / 2, abs=1e-15)
+    by_key = dict(sorted(zip((key for _, key in plan.groups[0].images), values, strict=True)))
+    low, high = bca_intervals(np.array([*by_key.values()])[:, None], [*by_key])
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((low[0], high[0]), rel=1e-12)
+    assert 0.1 <= row["ci_low"] < 0.35 < row["ci_high"] <= 0.8
     assert (row["images"], row["failed"], row["degenerate"]) == (4, 0, 0)
     assert (row["status"], row["reason"], row["better"]) == ("ok", "", "lower")
+
+
+def test_an_interval_depends_on_no_other_method(tmp_path: Path) -> None:
+    """Neither on one that is there, nor on which images it has scores of."""
+    scores: Scores = {("gradient", "mae"): [0.1, 0.2, "failed: mask", 0.8]}
+    other: Scores = {("random", "mae"): [0.5, "failed: mask", 0.1, 0.2]}
+    alone = row_of(stored(plan_of(methods=["gradient"]), tmp_path / "1", scores))
+    beside = row_of(stored(plan_of(), tmp_path / "2", {**scores, **other}))
+    for end in ("ci_low", "ci_high"):
+        assert alone[end] == pytest.approx(beside[end], rel=1e-12)
 
 
 def test_one_image_has_a_mean_and_no_interval(tmp_path: Path) -> None:
@@ -180,10 +197,9 @@ def flags(
 ) -> dict[str, list[str]]:
     """By label of the method, of scores per image; NaN is an image without one."""
     plan = _planned(metric, json.dumps(list(methods or columns)))
-    scores = {
-        cell.id: pd.Series(columns[cell.method.label], dtype=float).dropna() for cell in plan.cells
-    }
-    found = flags_of(plan.cells, scores)
+    scores = {cell.id: np.array(columns[cell.method.label]) for cell in plan.cells}
+    keys = [f"image {at}" for at in range(len(next(iter(columns.values()))))]
+    found = flags_of(plan.cells, scores, keys)
     return {cell.method.label: sorted(found[cell.id]) for cell in plan.cells}
 
 
@@ -210,14 +226,14 @@ def test_a_method_loses_to_random_by_the_interval_of_the_paired_difference() -> 
     }  # fmt: skip
 
 
-def test_the_interval_is_the_normal_one_of_a_mean() -> None:
-    """Differences 0, 1, 2, 3 have a mean of 1.5 and an s.e.m. of 0.645; less 0.2 or 0.3, 1.96 of
-    it reach zero, or do not.
-    """
-    reach = 1.96 * math.sqrt(5 / 3) / 2
-    for shift, expected in ((1.5 - reach - 0.01, LOSES), (1.5 - reach + 0.01, [])):
-        random = [at - shift + 5 for at in range(4)]
-        found = flags("tables-test/up", {"gradient": [5.0] * 4, "random": random})["gradient"]
+def test_the_interval_of_the_difference_is_that_of_the_bootstrap() -> None:
+    """Differences 0, 1, ..., 7, moved until the end of their interval reaches zero, or does not."""
+    keys = [f"image {at}" for at in range(8)]
+    low, _ = bca_intervals(np.arange(8.0)[:, None], keys)
+    assert 1.0 < low[0] < 2.5, "or nothing is shown here"
+    for shift, expected in ((low[0] - 0.01, LOSES), (low[0] + 0.01, [])):
+        random = [at - shift + 5 for at in range(8)]
+        found = flags("tables-test/up", {"gradient": [5.0] * 8, "random": random})["gradient"]
         assert found == [*expected, "won_by_random"]
 
 
@@ -554,44 +570,38 @@ def test_facts_alone_order_nothing(tmp_path: Path) -> None:
         assert "0.5000" in text
 
 
-means = st.one_of(st.just(NAN), st.integers(0, 5).map(float))
+statuses = st.sampled_from([1.0, 2.0, 3.0, "failed: nonfinite", "error: ValueError"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
-    columns=st.lists(st.lists(means, min_size=4, max_size=4), min_size=1, max_size=3),
-    counts=st.lists(st.lists(st.integers(1, 3), min_size=4, max_size=4), min_size=3, max_size=3),
-    method=st.integers(0, 3),
-    metric=st.integers(0, 2),
-    left=st.integers(0, 2),
+    columns=st.lists(st.lists(statuses, min_size=4, max_size=4), min_size=6, max_size=6),
+    cell=st.integers(0, 5),
+    image=st.integers(0, 3),
+    status=st.sampled_from(["failed: nonfinite", "error: ValueError", "not computed"]),
 )
-def test_a_score_or_an_image_that_goes_missing_never_improves_a_rank(
-    columns: list[list[float]], counts: list[list[int]], method: int, metric: int, left: int
+def test_a_score_that_goes_missing_never_improves_a_rank(
+    columns: list[list[float | str]], cell: int, image: int, status: str
 ) -> None:
-    names = ["a", "b", "c", "d"]
-    better = ["lower", "higher", "lower"]
-    metric %= len(columns)
+    plan = plan_of(methods=RANKED, metrics=["average_drop", "insertion"])
 
-    class Metric:
-        def __init__(self, better: str) -> None:
-            self.better = better
+    def ranks() -> Mapping[str, float]:
+        scores = dict(zip(((c.method.label, c.metric.label) for c in plan.cells
+                           if c.metric.name in ("average_drop", "insertion")), columns,
+                          strict=False))  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            (board,) = leaderboards(stored(plan, Path(folder), scores))
+        return board.ranks
 
-    metrics = {str(at): Metric(better[at]) for at in range(len(columns))}
-
-    def ranks() -> dict[str, float]:
-        found = {(n, str(at)): columns[at][i] for at in range(len(columns))
-                 for i, n in enumerate(names)}  # fmt: skip
-        images = {(n, str(at)): 0 if columns[at][i] != columns[at][i] else counts[at][i]
-                  for at in range(len(columns)) for i, n in enumerate(names)}  # fmt: skip
-        return leaderboard._mean_ranks(names, metrics, found, images)
-
+    method = [c for c in plan.cells if c.metric.name in ("average_drop", "insertion")][cell].method
     before = ranks()
-    if left < counts[metric][method]:
-        counts[metric][method] = left
-    columns[metric][method] = NAN if left == 0 else columns[metric][method]
+    if status == "not computed":
+        del columns[cell][image:]
+    else:
+        columns[cell][image] = status
     after = ranks()
-    assert after[names[method]] >= before[names[method]] - 1e-12
-    assert sum(after.values()) == pytest.approx(10)
+    assert after[method.label] >= before[method.label] - 1e-12
+    assert sum(after.values()) == pytest.approx(6)
 
 
 def test_each_data_set_and_model_has_a_leaderboard_of_its_own(tmp_path: Path) -> None:
@@ -619,12 +629,9 @@ def test_columns_name_every_metric_once_with_its_direction() -> None:
             assert getattr(entry.load(), "family", ""), name
 
 
-def test_means_that_agree_to_four_digits_share_a_rank() -> None:
-    class Metric:
-        better = "lower"
-
-    means = {("a", "m"): 11.889283, ("b", "m"): 11.889287, ("c", "m"): 11.90}
-    found = leaderboard._mean_ranks(
-        ["a", "b", "c"], {"m": Metric()}, means, dict.fromkeys(means, 4)
-    )
-    assert found == {"a": 1.5, "b": 1.5, "c": 3.0}
+def test_means_that_agree_to_four_digits_share_a_rank(tmp_path: Path) -> None:
+    means = dict(zip(RANKED, (11.889283, 11.889287, 11.90), strict=True))
+    plan = plan_of(methods=RANKED, metrics=["average_drop"])
+    scores: Scores = {(name, "average_drop"): [mean] * 4 for name, mean in means.items()}
+    (board,) = leaderboards(stored(plan, tmp_path, scores))
+    assert board.ranks == dict(zip(RANKED, (1.5, 1.5, 3.0), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import traceback
@@ -162,6 +163,9 @@ def _load(options: dict[str, Any]) -> Suite:
         document = _folder_suite(read_suite("quick"), options["images_dir"], options["model"])
     elif options["model"]:
         raise click.UsageError("--model belongs to --images-dir; to narrow a suite, use --models")
+    elif folder := _run_folder(options["suite"]):
+        value = json.loads((folder / "run.json").read_bytes())["suite"]
+        document = Document(value, str(folder / "run.json"), {})
     else:
         document = read_suite(options["suite"] or "quick")
     if options["add_method"] and isinstance(document.value, dict):
@@ -199,6 +203,15 @@ def _settings(given: tuple[str, ...], example: str) -> list[tuple[str, Any, str]
     return settings
 
 
+def _run_folder(name: str | None) -> Path | None:
+    """The folder of a run, or the latest one in a folder with ``runs/``."""
+    if not name or not Path(name).is_dir():
+        return None
+    found = sorted(Path(name).glob("runs/*/run.json"))  # folders are named by time
+    path = found[-1] if found else Path(name) / "run.json"
+    return path.parent if path.is_file() else None
+
+
 def _folder_suite(quick: Any, folder: str, model: str) -> Any:
     from .document import Document
 
@@ -220,9 +233,10 @@ def _folder_suite(quick: Any, folder: str, model: str) -> Any:
 @click.option("--fresh", is_flag=True, help="Set the store aside and compute everything.")
 @click.option("--fail-fast", is_flag=True, help="Stop after the first unit with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--page/--no-page", default=True, help="Write index.html of the run; the default.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def run(**options: Any) -> int:
-    """Plan SUITE, run what is missing, print the leaderboard.
+    """Plan SUITE, run what is missing, print the leaderboard, write the page.
 
     SUITE is a built-in name or a YAML file; the default, quick, needs no download.
     """
@@ -239,6 +253,7 @@ def run(**options: Any) -> int:
         fail_fast=options["fail_fast"],
         form="json" if options["as_json"] else "terminal",
         quiet=options["quiet"],
+        page=options["page"],
     )
 
 
@@ -275,20 +290,93 @@ def fetch(**options: Any) -> None:
 @cli.command()
 @_suite_options
 @click.option(
-    "--format", "form", type=click.Choice(["terminal", "md", "csv", "json"]), default="terminal"
+    "--format",
+    "form",
+    type=click.Choice(["terminal", "md", "csv", "json", "latex"]),
+    default="terminal",
+    show_default=True,
+)
+@click.option("--leaderboard", "view", flag_value="leaderboard", default=True, hidden=True)
+@click.option("--pivot", "view", flag_value="pivot", help="Methods x models against metrics.")
+@click.option("--pairs", "view", flag_value="pairs", help="Differences of all pairs of methods.")
+@click.option(
+    "--between-models",
+    "view",
+    flag_value="between-models",
+    help="Differences of models, on all images and on those that both classify correctly.",
+)
+@click.option("--agreement", "view", flag_value="agreement", help="Agreement of metrics.")
+@click.option(
+    "--sensitivity",
+    "view",
+    flag_value="sensitivity",
+    help="Ranks under each variant (baseline, preset, steps) of a metric.",
 )
 @click.option(
     "--published",
-    is_flag=True,
-    help="Set the numbers that a paper printed beside it, and judge what the paper claims.",
+    "view",
+    flag_value="published",
+    help="The numbers that a paper printed beside it, and what becomes of the paper's claims.",
 )
-def table(form: str, published: bool, **options: Any) -> int:
-    """Print the leaderboard of SUITE from what is stored, without computing anything."""
+@click.option("--mixed", is_flag=True, help="Also where rows were made by different versions.")
+def table(form: str, view: Any, mixed: bool, **options: Any) -> int:
+    """Print the leaderboard of SUITE, or another view of it, without computing anything.
+
+    SUITE may also be a folder with table.csv, per_image.parquet and provenance.json: one of runs/,
+    a committed one such as results/quick, or one with runs/, which stands for the latest run. Its
+    table needs neither suite nor data.
+    """
     _plugins(options["plugin"])
+    if options["suite"] and Path(options["suite"]).is_dir():
+        given = [key for key in _NARROWING if options[key] not in (None, ())]
+        if given:
+            raise click.UsageError(
+                f"{options['suite']} is a folder of results, which --{given[0].replace('_', '-')} "
+                "does not narrow; name its suite instead"
+            )
+        from .run import print_results
+
+        return print_results(Path(options["suite"]), form, view, mixed=mixed)
     suite = _load(options)
     from .run import print_table
 
-    return print_table(suite, _data(options["data"]), options["out"], form, published=published)
+    return print_table(suite, _data(options["data"]), options["out"], form, view, mixed=mixed)
+
+
+_NARROWING = (
+    "datasets", "models", "methods", "metrics", "add_method", "images", "target", "seed",
+    "settings",
+)  # fmt: skip
+
+
+@cli.command(name="report")
+@_suite_options
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path),
+    help="File to write; default: index.html of the run, or OUT/<suite>.html.",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Pictures in the gallery; 0 for a page without any.",
+)
+def report_page(page: Path | None, examples: int, **options: Any) -> int:
+    """Write what is stored of SUITE as one HTML page, without computing anything.
+
+    SUITE may also be the folder of a run, or one with runs/, whose latest is taken.
+    """
+    _plugins(options["plugin"])
+    suite = _load(options)
+    from .run import write_report
+
+    folder = _run_folder(options["suite"])
+    out = folder.parents[1] if folder else options["out"]
+    return write_report(
+        suite, _data(options["data"]), out, folder=folder, path=page, examples=examples
+    )
 
 
 @cli.command()

@@ -5,26 +5,33 @@ from __future__ import annotations
 import io
 import math
 import string
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Literal
 
-import pandas as pd
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from . import registry
-from .plan import Group
-from .probe import MapOf, closure, method_cost, stops_early
-from .suite import Choice
+from .captions import GroupCaption
+from .statistics import (
+    LEVEL,
+    Floats,
+    column_means,
+    four_digits,
+    friedman,
+    holm,
+    inseparable_groups,
+    pair_tests,
+    ranking,
+)
 from .tables import CALIBRATION_BINS, ModelCard, Results, to_csv, to_json
 
 Format = Literal["terminal", "md", "csv", "json"]
-ARROW = {"higher": " ↑", "lower": " ↓", "neither": ""}
 FAMILIES = ("faithfulness", "localisation", "robustness", "complexity", "sanity")
 """Order of the columns; other families follow, and facts about maps come last."""
 FACTS = "diagnostics"
@@ -32,7 +39,8 @@ LETTERS = {"loses_to_random": "r", "loses_to_inverted": "i"}
 """Behind a number."""
 LONG = 22
 """Characters of a method's label that a narrow terminal has room for."""
-_MARKS = " *" + string.ascii_lowercase
+FEWEST = 10
+"""Images for Friedman's test, whose limit is that of many."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,13 @@ class Leaderboard:
         means: by method and metric; NaN where there is no score.
         ranks: mean rank over ``ranked_by``; a missing score, or one over fewer
             images than another, has the worst rank.
+        intervals: 95 % bootstrap intervals of the mean ranks, over images.
+        groups: letters of the ranked methods; the order of two that share one is not sure.
+        best: cells of the best mean of their column, to four digits; no mean over fewer images
+            than another is.
+        second: likewise, of the second best.
+        level: cells that are not separable from the best of their column, with that one; of no
+            column whose best is separable from all others, or where nothing is.
         ranked_by: names of the faithfulness metrics, or of all that have a direction where there
             are none.
         names: metric label to a short name.
@@ -60,6 +75,9 @@ class Leaderboard:
         flags: warnings by cell, as in the table's column.
         has_random: whether the suite has the control that methods must not lose to.
         added: metrics that the suite did not name, each with the one that must not stand alone.
+        tests: how many pairs of methods were tested, over all columns.
+        told: how many of them differ.
+        omnibus: what Friedman's test and Nemenyi's critical difference say, or empty.
     """
 
     title: str
@@ -68,6 +86,11 @@ class Leaderboard:
     metrics: tuple[str, ...]
     means: Mapping[tuple[str, str], float]
     ranks: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    groups: Mapping[str, str]
+    best: frozenset[tuple[str, str]]
+    second: frozenset[tuple[str, str]]
+    level: frozenset[tuple[str, str]]
     ranked_by: tuple[str, ...]
     names: Mapping[str, str]
     headings: Mapping[str, str]
@@ -79,6 +102,9 @@ class Leaderboard:
     flags: Mapping[tuple[str, str], tuple[str, ...]]
     has_random: bool
     added: Mapping[str, str]
+    tests: int
+    told: int
+    omnibus: str
 
     @property
     def failing(self) -> dict[str, list[str]]:
@@ -95,44 +121,67 @@ class Leaderboard:
         return [word.removeprefix("won_by_") for word in words if word.startswith("won_by_")]
 
 
+@lru_cache(maxsize=1)  # a run writes and prints them
 def leaderboards(results: Results) -> list[Leaderboard]:
     """One leaderboard per data set and model."""
-    return [_leaderboard(results, group) for group in results.plan.groups if group.cells]
+    return [_leaderboard(results, group) for group in results.captions]
 
 
-def _leaderboard(results: Results, group: Group) -> Leaderboard:
-    here = (results.table["dataset"] == group.dataset.label) & (
-        results.table["model"] == group.model.label
-    )
+def ranked_methods(group: GroupCaption) -> list[str]:
+    """Labels of those that are no control maps; of all where there is nothing else."""
+    labels = [method.label for method in group.methods if not method.is_control]
+    return labels or [method.label for method in group.methods]
+
+
+def _leaderboard(results: Results, group: GroupCaption) -> Leaderboard:
+    here = (results.table["dataset"] == group.dataset) & (results.table["model"] == group.model)
     rows = results.table[here].to_dict("records")
-    methods = {cell.method.label: cell.method for cell in group.cells}
-    metrics = {cell.metric.label: cell.metric.make() for cell in group.cells}
-    means = {(row["method"], row["metric"]): float(row["mean"]) for row in rows}
-    controls = [name for name, m in methods.items() if getattr(m.make(), "control", False)]
-    ranked = [name for name in methods if name not in controls] or controls
-    faithful = [name for name, m in metrics.items() if getattr(m, "family", "") == "faithfulness"]
-    directed = [name for name, metric in metrics.items() if metric.better != "neither"]
-    deciding = {name: metrics[name] for name in faithful or directed}
-    images = {(row["method"], row["metric"]): int(row["images"]) for row in rows}
-    ranks = _mean_ranks(ranked, deciding, means, images)
-    order = sorted(ranked, key=ranks.__getitem__)
+    metrics = {metric.label: metric for metric in group.metrics}
+    ranked = ranked_methods(group)
+    directed = [metric for metric in group.metrics if metric.better != "neither"]
+    deciding = [metric for metric in directed if metric.family == "faithfulness"] or directed
+    keys, values = results.scores(
+        group.dataset, group.model, ranked, [metric.label for metric in directed]
+    )
+    p = pair_tests(values, keys)
+    by = [directed.index(metric) for metric in deciding]
+    found = ranking(values[:, :, by], [metric.better for metric in deciding], keys)
+    places = np.argsort(np.round(found.ranks, 9), kind="stable").tolist()
+    columns = _columns(values, holm(p.ravel()).reshape(p.shape), [m.better for m in directed])
+    best, second, level = (
+        frozenset(
+            (ranked[m], directed[at].label)
+            for at, column in enumerate(columns)
+            for m in column[kind]
+        )
+        for kind in range(3)
+    )
     shown = [n for n in metrics if any(r["status"] != "skipped" for r in rows if r["metric"] == n)]
-    families = {label: _family(metric) for label, metric in metrics.items()}
-    names = _names(group)
+    families = {label: metric.family for label, metric in metrics.items()}
     return Leaderboard(
-        title=_title(results, group),
-        card=_card(results.cards[group.dataset.label, group.model.label]),
-        methods=(*order, *(name for name in controls if name not in ranks)),
+        title=group.title,
+        card=_card(results.cards[group.dataset, group.model]),
+        methods=(
+            *(ranked[at] for at in places),
+            *(m.label for m in group.methods if m.label not in ranked),
+        ),
         metrics=tuple(sorted(shown or metrics, key=lambda label: _place(families[label]))),
-        means=means,
-        ranks=ranks,
-        ranked_by=tuple(names[label] for label in deciding),
-        names=names,
-        headings={label: _heading(group, label) for label in metrics},
+        means={(row["method"], row["metric"]): float(row["mean"]) for row in rows},
+        ranks=dict(zip(ranked, found.ranks.tolist(), strict=True)),
+        intervals=dict(
+            zip(ranked, zip(found.low.tolist(), found.high.tolist(), strict=True), strict=True)
+        ),
+        groups=_letters(ranked, inseparable_groups(places, found.separable)),
+        best=best,
+        second=second,
+        level=level,
+        ranked_by=tuple(metric.symbol for metric in deciding),
+        names={label: metric.symbol for label, metric in metrics.items()},
+        headings={label: metric.heading for label, metric in metrics.items()},
         better={label: metric.better for label, metric in metrics.items()},
         families=families,
-        gates=frozenset(n for n, metric in metrics.items() if hasattr(metric, "gate")),
-        passes={label: _method_passes(group, choice) for label, choice in methods.items()},
+        gates=frozenset(label for label, metric in metrics.items() if metric.is_gate),
+        passes={method.label: method.passes for method in group.methods},
         marks={
             (row["method"], row["metric"]): row["reason"] or row["status"]
             for row in rows
@@ -141,56 +190,80 @@ def _leaderboard(results: Results, group: Group) -> Leaderboard:
         flags={
             (r["method"], r["metric"]): tuple(filter(None, r["flags"].split(";"))) for r in rows
         },
-        has_random=any(method.name == "random" for method in methods.values()),
-        added={c.metric.label: c.metric.beside for c in group.cells if c.metric.beside},
+        has_random=any(method.name == "random" for method in group.methods),
+        added={metric.label: metric.beside for metric in group.metrics if metric.beside},
+        tests=int((~np.isnan(p)).sum()),
+        told=int((holm(p.ravel()) < 1 - LEVEL).sum()),
+        omnibus=_omnibus(values[:, :, by], [(m.symbol, m.better) for m in deciding]),
     )
 
 
-def _family(metric: Any) -> str:
-    return str(getattr(metric, "family", "")) or "other"
+def _letters(methods: Sequence[str], runs: Sequence[Sequence[int]]) -> dict[str, str]:
+    """A letter per run of methods; two after "z"."""
+    alphabet = [
+        *string.ascii_lowercase,
+        *(f"{a}{b}" for a in "abc" for b in string.ascii_lowercase),
+    ]
+    letters = dict.fromkeys(methods, "")
+    for letter, run in zip(alphabet, runs, strict=False):
+        for at in run:
+            letters[methods[at]] += letter
+    return letters
+
+
+Places = list[int]
+
+
+def _columns(
+    values: Floats, p: Floats, better: Sequence[str]
+) -> list[tuple[Places, Places, Places]]:
+    """Of each metric, the places of the best, the second best, and of those level with the best.
+
+    Args:
+        values: (N, M, K).
+        p: adjusted, (K, P), of all pairs of methods.
+        better: of the K metrics.
+    """
+    methods = values.shape[1]
+    pair = np.triu_indices(methods, 1)
+    count = (~np.isnan(values)).sum(0)
+    means = four_digits(column_means(np.where(count < count.max(0), np.nan, values)))
+    columns = []
+    for mean, tests, word in zip(means.T, p, better, strict=True):
+        known = np.unique(mean[~np.isnan(mean)])[:: 1 if word == "lower" else -1]
+        best, second = (
+            [m for m in range(methods) if mean[m] in known[at : at + 1]] for at in (0, 1)
+        )
+        same = np.zeros((methods, methods), dtype=np.bool_)
+        same[pair] = tests >= 1 - LEVEL
+        others = [m for m in range(methods) if best and (same[m, best[0]] or same[best[0], m])]
+        is_told = others and (p < 1 - LEVEL).any()
+        columns.append((best, second, sorted({*best, *others}) if is_told else []))
+    return columns
+
+
+def _omnibus(values: Floats, metrics: Sequence[tuple[str, str]]) -> str:
+    """Friedman's test of each metric, and how many pairs Nemenyi's difference tells apart."""
+    images, methods, _ = values.shape
+    if methods < 3 or images < FEWEST:
+        return ""
+    told = []
+    tests = [friedman(values[:, :, at], better) for at, (_, better) in enumerate(metrics)]
+    sure = holm(np.array([test.p for test in tests])) < 1 - LEVEL
+    for (symbol, _), test, is_sure in zip(metrics, tests, sure, strict=True):
+        ranks = test.mean_ranks
+        apart = np.abs(ranks[:, None] - ranks) > test.critical_difference
+        told.append(f"{symbol} {int(apart.sum()) // 2 if is_sure else 0}")
+    pairs = methods * (methods - 1) // 2
+    return (
+        f"Friedman's test and Nemenyi's difference on the ranks of each image tell apart, of "
+        f"{pairs} pairs of methods: {', '.join(told)}."
+    )
 
 
 def _place(family: str) -> tuple[int, str]:
     last = len(FAMILIES) + (family == FACTS)
     return (FAMILIES.index(family) if family in FAMILIES else last, family)
-
-
-def _mean_ranks(
-    methods: Sequence[str],
-    metrics: Mapping[str, Any],
-    means: Mapping[tuple[str, str], float],
-    images: Mapping[tuple[str, str], int],
-) -> dict[str, float]:
-    """1 is best; means that agree to four digits share the average of their places.
-
-    Beyond that, maps that are equal but for float32 rounding would be ranked by it.
-
-    A mean over fewer images than another method's is behind all others, as is no mean: a failed
-    image never improves a rank.
-    """
-    total = dict.fromkeys(methods, 0.0)
-    for name, metric in metrics.items():
-        most = max(images.get((method, name), 0) for method in methods)
-        column = pd.Series(
-            [
-                float(f"{means[method, name]:.4g}")
-                if images.get((method, name)) == most
-                else math.nan
-                for method in methods
-            ]
-        )
-        places = column.rank(ascending=metric.better == "lower", na_option="bottom")
-        for method, place in zip(methods, places.tolist(), strict=True):
-            total[method] += place / len(metrics)
-    return total
-
-
-def _title(results: Results, group: Group) -> str:
-    title = f"{group.dataset.label} x {group.model.label}, {len(group.images)} images"
-    if group.chosen is not None and group.images:
-        mean = group.chosen.confidence
-        title += f" ({group.dataset.selection.rule()}, mean confidence {mean:.4f})"
-    return f"{title}, target {results.plan.suite.target}"
 
 
 def _card(card: ModelCard) -> str:
@@ -201,41 +274,6 @@ def _card(card: ModelCard) -> str:
     }
     known = {words: share for words, share in shares.items() if not math.isnan(share)}
     return ", ".join(words.format(f"{100 * share:.1f}") for words, share in known.items())
-
-
-def _names(group: Group) -> dict[str, str]:
-    """What sentences call each metric: its symbol, and where two have one, what sets them apart."""
-    headings = {c.metric.label: _heading(group, c.metric.label) for c in group.cells}
-    symbols = {label: text.split("\n")[0].rstrip(" ↑↓") for label, text in headings.items()}
-    shared = Counter(symbols.values())
-    return {
-        label: " ".join([symbol, *headings[label].split("\n")[1:]])
-        if shared[symbol] > 1
-        else symbol
-        for label, symbol in symbols.items()
-    }
-
-
-def _heading(group: Group, label: str) -> str:
-    """Symbol and arrow; beneath, the baseline and whatever else is not default."""
-    metric = next(cell.metric for cell in group.cells if cell.metric.label == label).make()
-    if label != registry.label(metric):
-        return f"{label}{ARROW[metric.better]}"  # the suite's own words
-    baseline = getattr(metric, "baseline", None)
-    changed = [
-        f"{k}={v}" for k, v in registry.changed_parameters(metric).items() if k != "baseline"
-    ]
-    details = ", ".join([*([baseline] if baseline else []), *changed])
-    return f"{getattr(metric, 'symbol', metric.name)}{ARROW[metric.better]}" + (
-        f"\n{details}" if details else ""
-    )
-
-
-def _method_passes(group: Group, choice: Choice) -> str:
-    method = choice.make()
-    passes = method_cost(method, group.sketch)
-    bound = "<=" if stops_early(closure([MapOf(method)])) else ""
-    return "?" if passes is None else f"{bound}{passes.forward}+{passes.backward}"
 
 
 def render(results: Results, form: Format, width: int | None = None, colour: bool = False) -> str:
@@ -254,9 +292,9 @@ def render(results: Results, form: Format, width: int | None = None, colour: boo
         for line in filter(None, (board.title, board.card)):
             console.print(line, markup=False)
         for metrics, table in _fitting(board, console):
-            console.print(f"\n{', '.join(_by_family(board, metrics))}", markup=False)
+            console.print(f"\n{', '.join(_by_family(board, metrics)) or 'ranks'}", markup=False)
             console.print(table)
-        for note in _footnotes(board):
+        for note in notes_of(board):
             console.print(note, markup=False)
         console.print()
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
@@ -269,36 +307,40 @@ def _number(value: float, largest: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """A row: texts, with marks, by what they are about.
 
     Args:
         place: among the ranked; empty for a control.
         method: its label, marked where it fails a gate.
         rank: mean rank, "-" where a ranked method has no score, empty for a control.
-        numbers: by metric.
+        numbers: number and mark, by metric.
+        interval: of the mean rank.
+        group: letters of those whose order is not sure.
         best: metrics that it is the best in.
+        second: metrics that it is the second best in.
         passes: of the method.
     """
 
     place: str
     method: str
     rank: str
-    numbers: Mapping[str, str]
+    numbers: Mapping[str, tuple[str, str]]
+    interval: str
+    group: str
     best: frozenset[str]
+    second: frozenset[str]
     passes: str
 
 
-def _lines(board: Leaderboard) -> list[_Line]:
-    best, largest = {}, {}
-    for metric in board.metrics:
-        column = [board.means.get((method, metric), math.nan) for method in board.methods]
-        known = [value for value in column[: len(board.ranks)] if not math.isnan(value)]
-        pick = max if board.better[metric] == "higher" else min
-        best[metric] = (
-            math.nan if board.better[metric] == "neither" else pick(known, default=math.nan)
+def lines_of(board: Leaderboard) -> list[Line]:
+    """Rows as text, in the order of its methods."""
+    largest = {
+        metric: max(
+            (abs(v) for (_, of), v in board.means.items() if of == metric and v == v), default=0.0
         )
-        largest[metric] = max((abs(v) for v in column if not math.isnan(v)), default=0.0)
+        for metric in board.metrics
+    }
     lines = []
     for at, method in enumerate(board.methods):
         means = {metric: board.means.get((method, metric), math.nan) for metric in board.metrics}
@@ -307,12 +349,15 @@ def _lines(board: Leaderboard) -> list[_Line]:
         rank = f"{board.ranks[method]:.2f}" if is_ranked else ""
         fails = method in board.ranks and method in board.failing
         lines.append(
-            _Line(
+            Line(
                 str(at + 1) if rank else "",
                 f"{method} (fails)" if fails else method,
                 rank or ("-" if method in board.ranks else ""),
-                {m: _number(v, largest[m]) + _mark(board, method, m) for m, v in means.items()},
-                frozenset(m for m, value in means.items() if rank and value == best[m]),
+                {m: (_number(v, largest[m]), _mark(board, method, m)) for m, v in means.items()},
+                "{:.1f}-{:.1f}".format(*board.intervals[method]) if rank else "",
+                board.groups.get(method, "") if rank else "",
+                frozenset(m for m in means if rank and (method, m) in board.best),
+                frozenset(m for m in means if rank and (method, m) in board.second),
                 board.passes[method],
             )
         )
@@ -326,34 +371,40 @@ def _mark(board: Leaderboard, method: str, metric: str) -> str:
     star = "*" if (method, metric) in board.marks else ""
     known = metric in board.gates and not math.isnan(board.means.get((method, metric), math.nan))
     verdict = (" failed" if "fails_gate" in flags else " passed") if known else ""
-    return letters + star + verdict
+    level = "=" if (method, metric) in board.level else ""
+    return level + letters + star + verdict
 
 
 def _fitting(board: Leaderboard, console: Console) -> Iterator[tuple[Sequence[str], Table]]:
-    """The metrics in as many tables as it takes to show every number whole, by family if it can."""
+    """The metrics in as many tables as it takes to show every number whole, by family if it can.
+
+    The first table has the ranks; where there is room for nothing else, only these.
+    """
     unlimited = console.options.update(max_width=10_000)
 
     def fits(table: Table) -> bool:
         return Measurement.get(console, unlimited, table).maximum <= console.width
 
-    def narrow(*metrics: str) -> Table:
-        return _terminal(board, metrics, is_narrow=True)
-
-    whole = _terminal(board, board.metrics, is_narrow=False)
+    whole = _terminal(board, board.metrics, is_first=True, is_narrow=False)
     if fits(whole):
         yield board.metrics, whole
         return
     part: list[str] = []
+    is_first = True
+
+    def narrow(*more: str) -> Table:
+        return _terminal(board, [*part, *more], is_first=is_first, is_narrow=True)
+
     for family in _by_family(board, board.metrics).values():
-        if part and not fits(narrow(*part, *family)):
-            yield part, narrow(*part)
-            part = []
+        if part and not fits(narrow(*family)):
+            yield part, narrow()
+            part, is_first = [], False
         for metric in family:
-            if part and not fits(narrow(*part, metric)):
-                yield part, narrow(*part)
-                part = []
+            if (part or is_first) and not fits(narrow(metric)):
+                yield part, narrow()
+                part, is_first = [], False
             part.append(metric)
-    yield part, narrow(*part)
+    yield part, narrow()
 
 
 def _by_family(board: Leaderboard, metrics: Sequence[str]) -> dict[str, list[str]]:
@@ -365,35 +416,42 @@ def _by_family(board: Leaderboard, metrics: Sequence[str]) -> dict[str, list[str
     return found
 
 
-def _numbers(lines: Sequence[_Line], metric: str, heading: str) -> list[Text]:
+def _numbers(lines: Sequence[Line], metric: str, heading: str) -> list[Text]:
     """A column to the right, digits below digits: the widest mark has room behind each number."""
-    texts = [line.numbers[metric] for line in lines]
-    digits = [text.rstrip(_MARKS) for text in texts]
-    wide = max(len(text) - len(number) for text, number in zip(texts, digits, strict=True))
-    before = max(*map(len, digits), *(len(part) - wide for part in heading.splitlines()))
+    pairs = [line.numbers[metric] for line in lines]
+    wide = max(len(mark) for _, mark in pairs)
+    before = max(
+        *(len(digits) for digits, _ in pairs), *(len(part) - wide for part in heading.splitlines())
+    )
     return [
         Text(
-            " " * (before - len(number)) + text,
+            f"{digits:>{before}}{mark}",
             style="bold green" if metric in line.best else "",
             justify="left",
         )
-        for text, number, line in zip(texts, digits, lines, strict=True)
+        for (digits, mark), line in zip(pairs, lines, strict=True)
     ]
 
 
-def _terminal(board: Leaderboard, metrics: Sequence[str], is_narrow: bool) -> Table:
+def _terminal(
+    board: Leaderboard, metrics: Sequence[str], *, is_first: bool, is_narrow: bool
+) -> Table:
     """A table of some metrics; the first one has ranks and passes.
 
     Where room is short, the parameters in a long name get a line of their own.
     """
-    lines = _lines(board)
+    lines = lines_of(board)
     columns: list[tuple[str, list[Text]]] = []
     for family in _by_family(board, metrics).values():
         gap = [("", [Text("")] * len(lines))] if columns else []
-        headings = {metric: _heading_of(board, metric) for metric in family}
+        headings = {metric: heading_of(board, metric) for metric in family}
         columns += gap + [(text, _numbers(lines, m, text)) for m, text in headings.items()]
-    if metrics[0] == board.metrics[0]:
-        columns.insert(0, ("mean\nrank", [Text(line.rank) for line in lines]))
+    if is_first:
+        columns[:0] = [
+            ("mean\nrank", [Text(line.rank) for line in lines]),
+            ("its\n95 %", [Text(line.interval) for line in lines]),
+            ("level\nwith", [Text(line.group, justify="left") for line in lines]),
+        ]
         columns.append(("passes\nfwd+bwd", [Text(line.passes) for line in lines]))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
@@ -410,19 +468,37 @@ def _terminal(board: Leaderboard, metrics: Sequence[str], is_narrow: bool) -> Ta
     return table
 
 
-def _heading_of(board: Leaderboard, metric: str) -> str:
+def heading_of(board: Leaderboard, metric: str) -> str:
     """The heading, with a sign where a control has won."""
     symbol, newline, details = board.headings[metric].partition("\n")
     return symbol + ("!" if board.won(metric) else "") + newline + details
 
 
-def _footnotes(board: Leaderboard) -> list[str]:
+def notes_of(board: Leaderboard) -> list[str]:
     words = f"Ordered by the mean rank over {', '.join(board.ranked_by)}."
     if not board.ranked_by:
         words = "Not ordered: no metric here says which is better."
     if len(board.ranks) < len(board.methods):
         words += " Below the line: control maps, which explain nothing."
-    return [words, *_warnings(board), *_remarks(board)]
+    return [words, *_separations(board), *_warnings(board), *_remarks(board)]
+
+
+def _separations(board: Leaderboard) -> Iterator[str]:
+    """What could be told apart, and how."""
+    if any(board.groups.values()):
+        yield (
+            "level with: methods that share a letter; their order is not sure: other samples of "
+            "images change it, or ranks on each image do not differ (sign-flip test, Holm, 5 %)."
+        )
+    if board.level:
+        yield (
+            "= not separable from the best of the column (paired sign-flip test, Holm over "
+            f"{board.tests:,} tests, 5 %)."
+        )
+    elif board.tests and not board.told:
+        yield "No two methods are separable in any column: images are too few, or methods alike."
+    if board.omnibus:
+        yield board.omnibus
 
 
 def _warnings(board: Leaderboard) -> Iterator[str]:
@@ -462,18 +538,32 @@ def _remarks(board: Leaderboard) -> Iterator[str]:
 
 
 def _markdown(board: Leaderboard) -> str:
-    headings = [_heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
+    headings = [heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
     rows = [f"**{board.title}**" + (f": {board.card}" if board.card else ""), ""]
-    rows.append("| " + " | ".join(["#", "method", "mean rank", *headings, "passes"]) + " |")
-    rows.append("|" + "--:|:--|" + "--:|" * (len(headings) + 2))
-    for line in _lines(board):
-        texts = [f"**{text}**" if m in line.best else text for m, text in line.numbers.items()]
-        cells = [line.place, f"`{line.method}`", line.rank, *texts, line.passes]
+    rows.append(
+        "| "
+        + " | ".join(["#", "method", "mean rank", "its 95 %", "level with", *headings, "passes"])
+        + " |"
+    )
+    rows.append("|" + "--:|:--|" + "--:|" * (len(headings) + 4))
+    for line in lines_of(board):
+        texts = [
+            f"**{''.join(t)}**" if m in line.best else "".join(t) for m, t in line.numbers.items()
+        ]
+        cells = [
+            line.place,
+            f"`{line.method}`",
+            line.rank,
+            line.interval,
+            line.group,
+            *texts,
+            line.passes,
+        ]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     families = [
         f"{family} {', '.join(board.names[metric] for metric in metrics)}"
         for family, metrics in _by_family(board, board.metrics).items()
     ]
     notes = [f"Columns: {'; '.join(families)}."]
-    notes += [note.replace("*", "\\*", 1) for note in _footnotes(board)]
+    notes += [note.replace("*", "\\*", 1) for note in notes_of(board)]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"

@@ -128,6 +128,32 @@ def _overlay(
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
 
 
+def blend(
+    picture: NDArray[np.float64],
+    values: NDArray[np.float64],
+    over: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.uint8], tuple[str, float, float]]:
+    """A map over its grey picture as pixels, and its colour map with the values at its ends.
+
+    Args:
+        picture: (H, W, 3) in [0, 1].
+        values: (H, W), raw; without colour where they are not finite.
+        over: the values that decide the scale, where several maps share one.
+
+    Returns:
+        (H, W, 3), coloured as in :func:`saliency`; name of the colour map, lowest, highest value.
+    """
+    from matplotlib import colormaps
+
+    name, low, high = _scale(values if over is None else over)
+    place = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
+    colours = colormaps[name](place)[..., :3]
+    grey = np.clip(picture @ (0.299, 0.587, 0.114), 0, 1)[..., None]
+    shown = np.where(np.isfinite(values)[..., None], SHOWN, 0.0)
+    pixels = (shown * colours + (1 - shown) * grey) * 255
+    return pixels.round().astype(np.uint8), (name, low, high)
+
+
 def intervals(
     means: Mapping[str, float],
     ends: Mapping[str, tuple[float, float]],
@@ -165,6 +191,7 @@ def curves(
     *,
     title: str,
     xlabel: str = "share of pixels",
+    ylabel: str = "probability of the target",
 ) -> Figure:
     """Mean probability against share of pixels, with bands of two standard errors over images.
 
@@ -172,9 +199,9 @@ def curves(
         fractions: by method, (S,).
         values: by method, (N, S), images by points; NaN where an image has no curve.
         title: metric.
-        xlabel: of the abscissa.
+        xlabel, ylabel: of the axes.
     """
-    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
     ax = figure.subplots()
     for at, (name, points) in enumerate(values.items()):
         table = np.asarray(points, dtype=np.float64)
@@ -190,10 +217,10 @@ def curves(
         ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, lw=0)
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.set_xlabel(xlabel, fontsize=8)
-    ax.set_ylabel("probability of the target", fontsize=8)
+    ax.set_ylabel(ylabel, fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)
-    ax.legend(fontsize=6, frameon=False, ncols=2)
+    figure.legend(fontsize=6.5, frameon=False, ncols=3, loc="outside lower center")
     return _plain(figure)
 
 
@@ -241,12 +268,31 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
     ])  # fmt: skip
     best = known[front].sort_values("passes")
     ax.plot(best["passes"], best["value"], color=BLUE, lw=1, ls="--")
-    for row in known.itertuples():
+    span = float(np.ptp(known["value"])) or 1.0
+    groups: list[tuple[float, float, list[str]]] = []
+    for row in known.sort_values(["passes", "value"]).itertuples():
+        price, value = float(row.passes), float(row.value)  # type: ignore[arg-type]
+        if groups and groups[-1][0] == price and abs(groups[-1][1] - value) < 0.045 * span:
+            groups[-1][2].append(str(row.method))  # its own label would cover the last one
+        else:
+            groups.append((price, value, [str(row.method)]))
+    middle = float(np.sqrt(known["passes"].min() * known["passes"].max()))
+    for price, value, names in groups:
+        words = "\n".join(", ".join(names[at : at + 2]) for at in range(0, len(names), 2))
+        is_right = price > middle
         ax.annotate(
-            str(row.method), (float(row.passes), float(row.value)), fontsize=6.5,  # type: ignore[arg-type]
-            xytext=(3, 2), textcoords="offset points",
+            words, (price, value), xytext=(-5 if is_right else 5, 0), textcoords="offset points",
+            fontsize=6, va="center", ha="right" if is_right else "left",
         )  # fmt: skip
+    ax.margins(y=0.12)
     ax.set_xscale("log")
+    ticks: list[float] = []
+    for price in sorted(known["passes"].unique().tolist()):
+        if not ticks or price > 1.35 * ticks[-1]:
+            ticks.append(price)
+    ax.set_xticks(ticks, labels=[f"{price:,g}" for price in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(known["passes"].min() / 1.3, known["passes"].max() * 1.3)
     ax.set_xlabel("passes per image, forward + backward", fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)

@@ -26,8 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from . import engines, registry
-from . import published as published_tables
+from . import engines, published, registry, report
+from .compare import read_results
 from .datasets.downloads import fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
@@ -37,9 +37,11 @@ from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
 from .runner import Report, versions
+from .sheets import write
 from .store import Store
 from .suite import Suite
-from .tables import Results, card_facts, collect, to_csv
+from .tables import Results, card_facts, collect, from_files, to_csv
+from .views import LACKING, View, sheets
 
 
 def run_suite(
@@ -52,8 +54,11 @@ def run_suite(
     fail_fast: bool = False,
     form: Any = "terminal",
     quiet: bool = False,
+    page: bool = False,
 ) -> int:
     """Runs what a suite lacks and prints its table; the exit status of ``xbench run``.
+
+    With ``page``, the run's folder gets its ``index.html`` too, which takes some seconds.
 
     Raises:
         UsageError: if data or weights are not there, or a layer is unknown.
@@ -95,11 +100,13 @@ def run_suite(
         found, finished = compute([job for job, _ in jobs])
         work, reports = [*work, *jobs], [*reports, *found]
     results = collect(plan, store)
-    for notice in results.notices:
+    for notice in (*results.notices, *(f"versions are mixed: {m}" for m in results.mixed)):
         _notice(console, notice)
     folder = out / "runs" / _stamp()
     _write_run(folder, plan, store, results, work, reports, time.monotonic() - began, finished)
     _show(results, form)
+    if page and not results.per_image.empty:
+        _write_page(folder / "index.html", results, store, folder)
     if not quiet:
         _notice(console, _closing(reports, len(work), folder, time.monotonic() - began))
     if not finished:
@@ -235,7 +242,9 @@ def _write_run(
             for report in reports
         ],
     }
-    origin = json.dumps(provenance(plan, store), indent=1, sort_keys=True, default=registry.plain)
+    origin = json.dumps(
+        provenance(plan, store) | results.facts(), indent=1, sort_keys=True, default=registry.plain
+    )
     atomic_write(folder / "provenance.json", origin.encode() + b"\n")
     atomic_write(folder / "run.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     atomic_write(folder / "table.csv", to_csv(results.table).encode())
@@ -244,6 +253,14 @@ def _write_run(
     errors = {key: text for report in reports for key, text in report.errors.items()}
     for at, (key, text) in enumerate(sorted(errors.items())):
         atomic_write(folder / "errors" / f"{at:04d}.txt", f"{key}\n\n{text}\n".encode())
+
+
+def _write_page(
+    path: Path, results: Results, store: Store, folder: Path | None, examples: int = 4
+) -> None:
+    """The page of a table; with what a run says of itself, if it is of one."""
+    facts = json.loads((folder / "run.json").read_bytes()) if folder else None
+    atomic_write(path, report.html(results, store, facts, examples).encode())
 
 
 def _selection_facts(group: Group) -> dict[str, Any]:
@@ -402,24 +419,89 @@ def fetch_data(suite: Suite, data: Path) -> str:
 
 
 def print_table(
-    suite: Suite, data: Path | None, out: Path, form: Any, *, published: bool = False
+    suite: Suite, data: Path | None, out: Path, form: Any, view: View, *, mixed: bool = False
 ) -> int:
-    """Prints the table of what is stored; 5 if nothing is.
-
-    Args:
-        published: print what papers printed beside it instead.
-    """
-    if published:
-        published_tables.table_of(suite)  # before data are looked at
+    """Prints a view of what is stored; 5 if that is nothing, or was made by several versions."""
+    if view == "published":
+        published.table_of(suite)  # before data are looked at
     store = Store(out / "store")
     results = collect(make_plan(suite, data).selected(store), store)
     if results.per_image.empty:
-        Console(stderr=True).print(
-            f"nothing of suite {suite.name!r} is stored in {out / 'store'}; "
-            "'xbench run' computes it",
-            markup=False,
-            soft_wrap=True,
+        return _nothing(suite, out)
+    return _print_view(results, form, view, mixed=mixed)
+
+
+def print_results(path: Path, form: Any, view: View, *, mixed: bool = False) -> int:
+    """Likewise of the files of a run, which need neither suite nor data."""
+    found = read_results(path)
+    try:
+        results = from_files(found.table, found.per_image, found.provenance)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{str(found.path)!r} does not say how to draw its table ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); it is of an earlier version: run its suite again, "
+            "which computes nothing that is stored"
+        ) from error
+    return _print_view(results, form, view, mixed=mixed)
+
+
+def _print_view(results: Results, form: Any, view: View, *, mixed: bool) -> int:
+    console = Console(stderr=True)
+    if results.mixed and not mixed:
+        for words in results.mixed:
+            _notice(console, words)
+        _notice(
+            console,
+            "a table of these would mix versions; --mixed prints it all the same, and "
+            "'xbench run --fresh' computes everything anew",
         )
         return 5
-    _show(results, form, published_tables.render if published else render)
+    is_terminal = sys.stdout.isatty()
+    width = Console().width if is_terminal else None
+    colour = is_terminal and "NO_COLOR" not in os.environ
+    if view == "published" or (view == "leaderboard" and form != "latex"):
+        _show(results, form, published.render if view == "published" else render)
+        return 0
+    found = sheets(results, view)
+    if not found:
+        _notice(console, f"nothing to show: {LACKING.get(view, 'it has no cells')}")
+        return 5
+    sys.stdout.write(write(found, form, width, colour))
+    return 0
+
+
+def _nothing(suite: Suite, out: Path) -> int:
+    _notice(
+        Console(stderr=True),
+        f"nothing of suite {suite.name!r} is stored in {out / 'store'}; 'xbench run' computes it",
+    )
+    return 5
+
+
+def write_report(
+    suite: Suite,
+    data: Path | None,
+    out: Path,
+    *,
+    folder: Path | None = None,
+    path: Path | None = None,
+    examples: int = 4,
+) -> int:
+    """Writes the page of what is stored and prints where it is; 5 if nothing is stored.
+
+    Args:
+        suite: what to show.
+        data: directory of data and weights.
+        out: where the store is.
+        folder: of the run, if it is of one: its page stands there and says more.
+        path: of the page; default ``index.html`` of the run, or ``out/<suite>.html``.
+        examples: pictures in the gallery.
+    """
+    store = Store(out / "store")
+    results = collect(make_plan(suite, data).selected(store), store)
+    if results.per_image.empty:
+        return _nothing(suite, out)
+    page = path or (folder / "index.html" if folder else out / f"{suite.name}.html")
+    _write_page(page, results, store, folder, examples)
+    sys.stdout.write(f"{page}\n")
     return 0

@@ -50,6 +50,8 @@ def bootstrap_means(values: Floats, keys: Sequence[str], draws: int = DRAWS) -> 
     filled = np.where(known, values, 0.0)
     stream = _stream(keys, "bootstrap")
     means = np.full((draws, columns), np.nan)
+    if not count:
+        return means
     for start in range(0, draws, CHUNK):
         size = min(CHUNK, draws - start)
         picked = stream.integers(count, size=(size, count))
@@ -100,7 +102,10 @@ def bca_intervals(
     )
     ordered = np.sort(boot, 0)  # NaN draws last
     drawn = (~np.isnan(boot)).sum(0)
-    share = ((boot < mean).sum(0) + (boot == mean).sum(0) / 2) / np.maximum(drawn, 1)
+    # equal sums in another order of adding differ by rounding
+    near = 1e-12 * np.abs(np.where(known, values, 0.0)).max(0, initial=0.0)
+    below, above = ((sign * (boot - mean) > near).sum(0) for sign in (-1, 1))
+    share = (below + (drawn - below - above) / 2) / np.maximum(drawn, 1)
     bias = ndtri(np.clip(share, 1 / (draws + 1), draws / (draws + 1)))
     ends = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
@@ -267,25 +272,95 @@ def mean_ranks(means: Floats, better: Sequence[str]) -> Floats:
     return averaged
 
 
-def rank_intervals(
+@dataclass(frozen=True)
+class Ranking:
+    """Methods by their mean rank over metrics, and how sure that is.
+
+    Args:
+        ranks: mean ranks, (M,), 1 is best.
+        low, high: their 95 % percentile intervals over bootstrap samples of images.
+        separable: (M, M), symmetric: whether the order of two methods is sure. 95 % of bootstrap
+            samples must keep it, and their ranks on each image, averaged over metrics, must differ
+            in the same direction (sign-flip test, Holm over all pairs, 5 %).
+    """
+
+    ranks: Floats
+    low: Floats
+    high: Floats
+    separable: Bools
+
+
+def ranking(
     values: Floats, better: Sequence[str], keys: Sequence[str], draws: int = DRAWS
-) -> tuple[Floats, Floats]:
-    """Percentile intervals of the mean rank, over bootstrap samples of images.
+) -> Ranking:
+    """Ranks methods by their means, of which the images are a sample.
+
+    Means that agree to four digits share the average of their places: beyond that, maps that are
+    equal but for float32 rounding would be ranked by it. A mean over fewer images than another
+    method's is behind all others, as is no mean: a failed image never improves a rank.
 
     Args:
         values: (N, M, K), images by methods by metrics.
         better: "higher" or "lower" of the K metrics.
         keys: of the N images.
         draws: bootstrap samples.
-
-    Returns:
-        Lower and upper ends, (M,) each.
     """
     images, methods, metrics = values.shape
-    boot = bootstrap_means(values.reshape(images, -1), keys, draws)
-    ranks = mean_ranks(boot.reshape(draws, methods, metrics), better)
-    low, high = np.quantile(ranks, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
+    if not (images and metrics):
+        middle = np.full(methods, (methods + 1) / 2)
+        return Ranking(middle, middle, middle, np.zeros((methods, methods), dtype=np.bool_))
+    count = (~np.isnan(values)).sum(0)
+    fair = np.where(count < count.max(0), np.nan, values)
+    ranks = mean_ranks(four_digits(column_means(fair)), better)
+    means = bootstrap_means(fair.reshape(images, -1), keys, draws)
+    boot = mean_ranks(four_digits(means.reshape(draws, methods, metrics)), better)
+    low, high = np.quantile(boot, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    each = mean_ranks(four_digits(fair), better)  # (N, M)
+    pair = np.triu_indices(methods, 1)
+    moved = each[:, pair[0]] - each[:, pair[1]]
+    gap = ranks[pair[0]] - ranks[pair[1]]
+    kept = np.sign(gap) * (boot[:, pair[0]] - boot[:, pair[1]]) > 0
+    is_sure = (kept.mean(0) >= LEVEL) & (np.sign(moved.mean(0)) == np.sign(gap))
+    separable = np.zeros((methods, methods), dtype=np.bool_)
+    separable[pair] = is_sure & (holm(sign_flip_test(moved, keys, draws)) < 1 - LEVEL)
+    return Ranking(ranks, low, high, separable | separable.T)
+
+
+def four_digits(values: Floats) -> Floats:
+    """Rounded to four significant digits, which is what two means must differ in to differ."""
+    size = np.abs(values)
+    known = np.isfinite(values) & (size > 0)
+    exponent = np.floor(np.log10(size, out=np.zeros_like(size), where=known))
+    scale = 10.0 ** (3 - exponent)
+    rounded: Floats = np.where(known, np.round(values * scale) / scale, values)
+    return rounded
+
+
+def pair_tests(values: Floats, keys: Sequence[str], draws: int = DRAWS) -> Floats:
+    """p-values of :func:`sign_flip_test` between all pairs of methods, metric by metric.
+
+    Means that agree to four digits are equal: p is 1.
+
+    Args:
+        values: (N, M, K), images by methods by metrics.
+        keys: of the N images.
+        draws: sign patterns.
+
+    Returns:
+        (K, P), pairs in the order of ``numpy.triu_indices(M, 1)``; not yet adjusted.
+    """
+    methods, metrics = values.shape[1:]
+    first, second = np.triu_indices(methods, 1)
+    found = np.full((metrics, len(first)), np.nan)
+    for at in range(metrics if len(first) else 0):
+        column = values[:, :, at]
+        known = ~np.isnan(column)
+        mean = column_means(column)
+        is_equal = four_digits(mean[first]) == four_digits(mean[second])
+        is_equal &= (known[:, first] == known[:, second]).all(0)
+        p = sign_flip_test(column[:, first] - column[:, second], keys, draws)
+        found[at] = np.where(is_equal & ~np.isnan(p), 1.0, p)
+    return found
 
 
 def kendall_tau(means: Floats, better: Sequence[str]) -> Floats:
@@ -335,7 +410,7 @@ def agreement_of_metrics(
             for part in np.array_split(boot, max(1, draws // CHUNK))
         ]
     )
-    tau = kendall_tau(_column_means(values), better)
+    tau = kendall_tau(column_means(values), better)
     low, high = np.full((2, *tau.shape), np.nan)
     for pair in zip(*np.nonzero(~np.isnan(tau)), strict=True):
         drawn = taus[(slice(None), *pair)]
@@ -343,7 +418,8 @@ def agreement_of_metrics(
     return tau, low, high
 
 
-def _column_means(values: Floats) -> Floats:
+def column_means(values: Floats) -> Floats:
+    """Means over images, the first axis, of those that have a score; NaN where none has."""
     known = ~np.isnan(values)
     count = known.sum(0)
     total = np.where(known, values, 0.0).sum(0)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from .captions import Captions, captions
+from .captions import from_json as captions_from_json
+from .captions import to_json as captions_to_json
+from .errors import UsageError
 from .plan import Cell, Group, Plan
 from .probe import needs_of
+from .statistics import Floats, bca_intervals, four_digits
 from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, canonical
@@ -67,29 +71,79 @@ class ModelCard:
     calibration_error: float = math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """What a plan's cells came to.
 
     Args:
-        plan: what was asked for.
+        captions: what tables say of methods and metrics, and in which order.
         per_image: one row per cell and image that is stored.
-        table: one row per cell, :data:`TABLE_COLUMNS`, sorted.
+        table: one row per cell, :data:`TABLE_COLUMNS`, sorted. ``ci_low`` and ``ci_high`` are the
+            ends of the 95 % bootstrap interval of the mean over images (bias-corrected and
+            accelerated, 2,000 samples, seeded from the images' keys); empty for a single image.
         notices: damaged parts, mixed conditions.
         cards: by the labels of data set and model.
+        mixed: a sentence for each group whose rows were made by different versions.
+        plan: what was asked for; None where results were read from files.
     """
 
-    plan: Plan
+    captions: Captions
     per_image: pd.DataFrame
     table: pd.DataFrame
     notices: tuple[str, ...]
     cards: Mapping[tuple[str, str], ModelCard]
+    mixed: tuple[str, ...] = ()
+    plan: Plan | None = None
+
+    @property
+    def planned(self) -> Plan:
+        """The plan of results that were read from a store.
+
+        Raises:
+            UsageError: if they were read from a run's files.
+        """
+        if self.plan is None:
+            raise UsageError("this view needs the suite itself: name it instead of a folder")
+        return self.plan
 
     @property
     def failing(self) -> int:
         """Rows that failed, and cells that are not there."""
         words = self.per_image["status"].str.split(":").str[0]
         return int(words.isin(FAILING).sum()) + int((self.table["status"] == "missing").sum())
+
+    def scores(
+        self, dataset: str, model: str, methods: Sequence[str], metrics: Sequence[str]
+    ) -> tuple[list[str], Floats]:
+        """Image keys, sorted, and the scores (N, M, K) of these; NaN where there is none."""
+        rows = self.of(dataset, model)
+        keys = sorted(rows["image"].unique())
+        scored = rows[rows["status"].isin(SCORED)]
+        values = np.full((len(keys), len(methods), len(metrics)), np.nan)
+        at = [
+            pd.Index(labels).get_indexer(pd.Index(scored[column]))
+            for labels, column in ((keys, "image"), (methods, "method"), (metrics, "metric"))
+        ]
+        asked = (at[1] >= 0) & (at[2] >= 0)
+        values[tuple(where[asked] for where in at)] = scored["value"].to_numpy()[asked]
+        return keys, values
+
+    def of(self, dataset: str, model: str) -> pd.DataFrame:
+        """Rows per image of one data set and model."""
+        rows = self.per_image
+        return rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+
+    def facts(self) -> dict[str, Any]:
+        """What :func:`from_files` needs beside the two tables, as JSON can hold it."""
+        cards = [
+            {"dataset": dataset, "model": model, **card_facts(card)}
+            for (dataset, model), card in self.cards.items()
+        ]
+        return {
+            "captions": captions_to_json(self.captions),
+            "cards": cards,
+            "mixed": list(self.mixed),
+        }
 
 
 def collect(plan: Plan, store: Store) -> Results:
@@ -98,23 +152,31 @@ def collect(plan: Plan, store: Store) -> Results:
     Raises:
         StoreError: if parts contradict one another.
     """
-    frames, rows, notices, cards = [], [], [], {}
+    frames, rows, notices, cards, mixed = [], [], [], {}, []
     for group in plan.groups:
         stored = store.group(*group.folder)
         frame = stored.rows()
         notices += stored.damaged
+        name = f"{group.dataset.label} x {group.model.label}"
         if stored.mixed:
             notices.append(
-                f"{group.dataset.label} x {group.model.label}: parts from different conditions "
+                f"{name}: parts from different conditions "
                 "differ within rounding; the first by file name counts"
             )
-        order = {key: at for at, (_, key) in enumerate(group.images)}
+        keys = sorted(key for _, key in group.images)
         by_id = {cell.id: cell for cell in group.cells}
-        frame = frame[frame["cell"].isin(by_id) & frame["image"].isin(order)]
+        frame = frame[frame["cell"].isin(by_id) & frame["image"].isin(keys)]
+        mixed += [f"{name}: {words}" for words in _mixture(stored, by_id, keys)]
         grouped = dict(tuple(frame.groupby("cell")))
-        flags = flags_of(group.cells, {str(cell): _scores(of) for cell, of in grouped.items()})
+        values = _values(frame, keys, list(by_id))
+        ends = bca_intervals(values, keys) if keys else np.full((2, len(by_id)), np.nan)
+        interval = dict(zip(by_id, zip(*ends, strict=True), strict=True))
+        scores = dict(zip(by_id, values.T, strict=True))
+        flags = flags_of(group.cells, scores, keys)
         rows += [
-            _row(group, cell, grouped.get(cell.id)) | {"flags": ";".join(sorted(flags[cell.id]))}
+            _row(group, cell, grouped.get(cell.id))
+            | dict(zip(("ci_low", "ci_high"), interval[cell.id], strict=True))
+            | {"flags": ";".join(sorted(flags[cell.id]))}
             for cell in group.cells
         ]
         cards[group.dataset.label, group.model.label] = _card(
@@ -128,16 +190,90 @@ def collect(plan: Plan, store: Store) -> Results:
             columns=["cell", "dataset", "model", "method", "metric"],
         )
         frames.append(names.merge(frame, on="cell", how="inner"))
-    per_image = pd.concat(frames, ignore_index=True)
     keys = ["dataset", "model", "method", "metric", "image"]
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
     return Results(
-        plan,
-        per_image.sort_values(keys, ignore_index=True),
+        captions(plan),
+        pd.concat(frames, ignore_index=True).sort_values(keys, ignore_index=True),
         table.sort_values(["dataset", "model", "method", "metric", "cell"], ignore_index=True),
         tuple(notices),
         cards,
+        tuple(mixed),
+        plan,
     )
+
+
+def from_files(
+    table: pd.DataFrame, per_image: pd.DataFrame, provenance: Mapping[str, Any]
+) -> Results:
+    """Results again, from the files of a run.
+
+    Means and deviations are taken from the rows per image, since a table of text has six decimals.
+
+    Args:
+        table: as read from ``table.csv``, all text.
+        per_image: as read from ``per_image.parquet``.
+        provenance: of the run, with :meth:`Results.facts` in it.
+
+    Raises:
+        KeyError, TypeError, ValueError: if one of them is not such.
+    """
+    table = table.copy()
+    for column in ("images", "degenerate", "failed"):
+        table[column] = table[column].astype(int)
+    for column in ("mean", "std", "ci_low", "ci_high"):
+        table[column] = pd.to_numeric(table[column])
+    scored = per_image[per_image["status"].isin(SCORED)]
+    found = {cell: _numbers(values) for cell, values in scored.groupby("cell")["value"]}
+    for at, cell in enumerate(table["cell"]):
+        for column, value in found.get(cell, {}).items():
+            table.loc[at, column] = value
+    cards = {}
+    for card in provenance["cards"]:
+        values: dict[str, Any] = {key: card[key] for key in asdict(ModelCard())}
+        values = {key: math.nan if value is None else value for key, value in values.items()}
+        cards[card["dataset"], card["model"]] = ModelCard(**values)
+    return Results(
+        captions_from_json(provenance["captions"]),
+        per_image,
+        table,
+        (),
+        cards,
+        tuple(provenance["mixed"]),
+    )
+
+
+def _values(frame: pd.DataFrame, keys: Sequence[str], cells: Sequence[str]) -> Floats:
+    """Scores by image and cell; NaN where there is none."""
+    scored = frame[frame["status"].isin(SCORED)]
+    values = np.full((len(keys), len(cells)), np.nan)
+    places = [
+        pd.Index(labels).get_indexer(pd.Index(scored[column]))
+        for labels, column in ((keys, "image"), (cells, "cell"))
+    ]
+    values[tuple(places)] = scored["value"]
+    return values
+
+
+def _mixture(stored: StoredGroup, cells: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Packages of which the rows of these cells and images were made with several versions."""
+    by_versions: dict[str, list[Any]] = {}
+    for part in stored.parts():
+        versions = part.facts.get("provenance", {}).get("versions", {})
+        by_versions.setdefault(json.dumps(versions, sort_keys=True), []).append(part)
+    if len(by_versions) < 2:
+        return []
+    cells, keys = set(cells), set(keys)
+    used = []
+    for versions, parts in by_versions.items():
+        rows = pd.concat([p.rows.select(["cell", "image"]).to_pandas() for p in parts])
+        if (rows["cell"].isin(cells) & rows["image"].isin(keys)).any():
+            used.append(json.loads(versions))
+    found = {
+        package: sorted({str(versions.get(package)) for versions in used})
+        for package in sorted({package for versions in used for package in versions})
+    }
+    return [f"{package} {' and '.join(many)}" for package, many in found.items() if len(many) > 1]
 
 
 def _row(group: Group, cell: Cell, rows: pd.DataFrame | None) -> dict[str, Any]:
@@ -187,23 +323,25 @@ def _summary(cell: Cell, rows: pd.DataFrame | None, asked: int) -> dict[str, Any
     }
 
 
-def _numbers(values: pd.Series[float] | Gains) -> dict[str, float]:
-    """Mean, standard deviation (n - 1) and the normal 95 % interval of the mean."""
-    count = len(values)
-    mean = math.fsum(values) / count if count else math.nan  # fsum: no order, no rounding
+def _numbers(values: Iterable[float]) -> dict[str, float]:
+    """Mean and standard deviation (n - 1)."""
+    known = list(values)
+    count = len(known)
+    mean = math.fsum(known) / count if count else math.nan  # fsum: no order, no rounding
     std = (
-        math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1))
+        math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (count - 1))
         if count > 1
         else math.nan
     )
-    half = 1.96 * std / math.sqrt(count) if count > 1 else math.nan
-    return {"mean": mean, "std": std, "ci_low": mean - half, "ci_high": mean + half}
+    return {"mean": mean, "std": std}
 
 
 # --- warnings -------------------------------------------------------------------------------------
 
 
-def flags_of(cells: Sequence[Cell], scores: Mapping[str, pd.Series[float]]) -> dict[str, list[str]]:
+def flags_of(
+    cells: Sequence[Cell], scores: Mapping[str, Floats], keys: Sequence[str]
+) -> dict[str, list[str]]:
     """Warnings about the cells of one data set and model, as stable words.
 
     * ``loses_to_random``: the method is worse than the control ``random`` on the images that both
@@ -220,36 +358,48 @@ def flags_of(cells: Sequence[Cell], scores: Mapping[str, pd.Series[float]]) -> d
 
     Args:
         cells: of one data set and model.
-        scores: by cell, then by image; an image without a score is absent.
+        scores: of each cell, by image, (N,); NaN for an image without a score.
+        keys: of the N images; they seed the intervals.
     """
     flags: dict[str, list[str]] = {cell.id: [] for cell in cells}
     by_metric: dict[Choice, list[Cell]] = {}
     for cell in cells:
         by_metric.setdefault(cell.metric, []).append(cell)
     methods = {choice: choice.make() for choice in dict.fromkeys(cell.method for cell in cells)}
+    duels: list[tuple[Cell, str, Floats]] = []
     for metric, column in by_metric.items():
         entry = metric.make()
-        known = [cell for cell in column if cell.id in scores and len(scores[cell.id])]
-        wide = pd.DataFrame({cell.id: scores[cell.id] for cell in known})
-        values = {cell.id: wide[cell.id].to_numpy() for cell in known}
+        known = [c for c in column if c.id in scores and not np.isnan(scores[c.id]).all()]
         for cell in known:
-            if not passes(entry, _numbers(scores[cell.id])["mean"]):
+            mean = _numbers(scores[cell.id][~np.isnan(scores[cell.id])])["mean"]
+            if not passes(entry, mean):
                 flags[cell.id].append("fails_gate")
         if entry.better == "neither":
             continue
         own = [cell for cell in known if not _is_control(methods[cell.method])]
         for rival in known:
-            gains = {c.id: _gains(values[rival.id], values[c.id], entry.better) for c in own}
-            for cell in own:
-                if (
-                    _must_beat(cell.method, methods[rival.method])
-                    and getattr(entry, "family", "") != "robustness"
-                    and _surely(gains[cell.id])
-                ):
-                    flags[cell.id].append(f"loses_to_{rival.method.name}")
-            if own and _is_blind(methods[rival.method]) and all(map(_on_average, gains.values())):
+            if not own or not _is_control(methods[rival.method]):
+                continue
+            theirs = scores[rival.id]
+            if _is_blind(methods[rival.method]) and all(
+                _gain(scores[cell.id], theirs, entry.better) > 0 for cell in own
+            ):
                 for cell in column:
                     flags[cell.id].append(f"won_by_{rival.method.name}")
+            rivals = [cell for cell in own if _must_beat(cell.method, methods[rival.method])]
+            if not rivals or getattr(entry, "family", "") == "robustness":
+                continue
+            sign = 1 if entry.better == "higher" else -1
+            duels += [
+                (cell, f"loses_to_{rival.method.name}", sign * (theirs - scores[cell.id]))
+                for cell in rivals
+                if _gain(scores[cell.id], theirs, entry.better) > 0
+            ]
+    if duels:
+        low, _ = bca_intervals(np.stack([gains for _, _, gains in duels], 1), keys)
+        for (cell, word, _), least in zip(duels, low, strict=True):
+            if least > 0:
+                flags[cell.id].append(word)
     return flags
 
 
@@ -276,33 +426,18 @@ def _must_beat(method: Choice, control: Any) -> bool:
     return bool(control.name == "random")
 
 
-Gains = npt.NDArray[np.float64]
+def _gain(ours: Floats, theirs: Floats, better: str) -> float:
+    """By how much the mean of the second is better, over images that both have scores of.
 
-
-def _gains(ours: Gains, theirs: Gains, better: str) -> Gains:
-    """By how much the first is better, image by image, on those that both have scores of.
-
-    Of no image where the means agree to four digits.
+    0 where the means agree to four digits, or no image is left.
     """
     both = ~(np.isnan(ours) | np.isnan(theirs))
-    ours, theirs = ours[both], theirs[both]
-    if not len(ours) or f"{ours.mean():.4g}" == f"{theirs.mean():.4g}":
-        return ours[:0]
-    return ours - theirs if better == "higher" else theirs - ours
-
-
-def _on_average(gains: Gains) -> bool:
-    return _numbers(gains)["mean"] > 0
-
-
-def _surely(gains: Gains) -> bool:
-    return _numbers(gains)["ci_low"] > 0
-
-
-def _scores(rows: pd.DataFrame) -> pd.Series[float]:
-    """Of one cell, by image."""
-    scored = rows[rows["status"].isin(SCORED)]
-    return scored.set_index("image")["value"].rename(None)
+    if not both.any():
+        return 0.0
+    first, second = ours[both].mean(), theirs[both].mean()
+    if four_digits(first) == four_digits(second):
+        return 0.0
+    return float(second - first if better == "higher" else first - second)
 
 
 # --- the model ------------------------------------------------------------------------------------

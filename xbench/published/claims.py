@@ -64,7 +64,7 @@ def verdicts(results: Results) -> list[Verdict]:
     Raises:
         UsageError: if no printed table has the suite's name.
     """
-    table = table_of(results.plan.suite)
+    table = table_of(results.planned.suite)
     blocks = {(block.dataset, block.model): block for block in blocks_of(results)}
     ratios = {place: ratios_of(table, block) for place, block in blocks.items() if table.ratios}
     return [_verdict(table, claim, blocks, ratios) for claim in table.claims]

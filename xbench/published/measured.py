@@ -48,10 +48,10 @@ class Block:
 
 def blocks_of(results: Results) -> list[Block]:
     """By data set and network, in the suite's order."""
-    suite = results.plan.suite
+    suite = results.planned.suite
     rows = results.per_image
     found = []
-    for group in results.plan.groups:
+    for group in results.planned.groups:
         own = rows[(rows["dataset"] == group.dataset.label) & (rows["model"] == group.model.label)]
         if own.empty:
             continue
@@ -117,7 +117,7 @@ def values(results: Results) -> list[Value]:
     Raises:
         UsageError: if no printed table has the suite's name.
     """
-    table = table_of(results.plan.suite)
+    table = table_of(results.planned.suite)
     blocks = {(block.dataset, block.model): block for block in blocks_of(results)}
     measured = {}
     for place, block in blocks.items():

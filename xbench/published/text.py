@@ -33,7 +33,7 @@ def render(
     Raises:
         UsageError: if no printed table has the suite's name, or the form is none of these.
     """
-    suite = results.plan.suite
+    suite = results.planned.suite
     table = table_of(suite)
     numbers, claims, differs = values(results), verdicts(results), deviations(suite)
     if form == "csv":
