@@ -85,7 +85,6 @@ def write(
     for sheet in sheets:
         console.print(sheet.title, markup=False)
         for table in _fitting(sheet, console):
-            console.print()
             console.print(table)
         for note in sheet.notes:
             console.print(note, markup=False)
