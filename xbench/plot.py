@@ -284,6 +284,7 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
             words, (price, value), xytext=(-5 if is_right else 5, 0), textcoords="offset points",
             fontsize=6, va="center", ha="right" if is_right else "left",
         )  # fmt: skip
+    ax.margins(y=0.12)
     ax.set_xscale("log")
     ticks: list[float] = []
     for price in sorted(known["passes"].unique().tolist()):

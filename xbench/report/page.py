@@ -490,9 +490,9 @@ def _agreement(results: Results, section: Section) -> dict[str, Any] | None:
         value = tau[row, column]
         if math.isnan(value):
             return "", "", "none"
-        ends = f"{low[row, column]:.2f} to {high[row, column]:.2f}" if row != column else ""
+        ends = f"{_number(low[row, column], 2)} to {_number(high[row, column], 2)}"
         level = f"{'m' if value < 0 else 'p'}{min(4, int(abs(value) * 5))}"
-        return _number(value, 2), ends.replace("-", "\N{MINUS SIGN}"), level
+        return _number(value, 2), ends if row != column else "", level
 
     names = [board.names[metric] for metric in metrics]
     return {
