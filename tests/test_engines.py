@@ -23,6 +23,7 @@ from xbench.errors import StoreError, XbenchError
 from xbench.plan import Job, make_plan
 from xbench.runner import Report
 from xbench.store import Store
+from xbench.suite import FACTS
 
 pytestmark = pytest.mark.usefixtures("saboteurs")
 
@@ -101,7 +102,16 @@ def test_workers_killed_from_outside_change_no_bit(
     run: Callable[..., Outcome], plugin: Path, tmp_path: Path
 ) -> None:
     """Two while they start, two more at work."""
-    source = {"datasets": [{"name": "plug/noise", "count": 128, "images": 128}]}
+    source = {
+        "datasets": [{"name": "plug/noise", "count": 128, "images": 128}],
+        "metrics": [
+            "average_drop",
+            "average_gain",
+            {"name": "deletion", "steps": 4},
+            "mae",
+            *FACTS,
+        ],
+    }
     whole = run(out=tmp_path / "whole", **source)
     suite = suite_file(tmp_path / "s.yaml", **source, run={"workers": 2})
     process = start("run", suite, "--plugin", plugin, folder=tmp_path)

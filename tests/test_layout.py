@@ -58,6 +58,7 @@ ORDER = (
     "tables",
     "gallery",
     "leaderboard",
+    "published",
     "provenance",
     "report",
     "compare",

@@ -153,7 +153,7 @@ def test_weights_other_than_the_planned_ones_are_never_scored(tmp_path: Path) ->
     job = unit(tmp_path, models=["sabotage/unseeded"], methods=["random"], metrics=["mae"])
     _, rows = computed(job)
     (status,) = set(rows["status"])
-    assert "are not those that the run was planned with: each build draws others" in status
+    assert "draws other weights than the run was planned with: seed them" in status
 
 
 def test_a_weight_file_that_changes_after_planning_is_never_scored(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_weight_file_that_changes_after_planning_is_never_scored(tmp_path: Pat
     save_file(state, tmp_path / "w.safetensors")
     _, rows = computed(job)
     (status,) = set(rows["status"])
-    assert "has changed meanwhile" in status
+    assert "have changed since the run was planned" in status
 
 
 def test_a_stop_keeps_what_is_finished_and_begins_nothing_new(

@@ -292,13 +292,18 @@ def fetch(**options: Any) -> None:
 @click.option(
     "--format", "form", type=click.Choice(["terminal", "md", "csv", "json"]), default="terminal"
 )
-def table(form: str, **options: Any) -> int:
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Set the numbers that a paper printed beside it, and judge what the paper claims.",
+)
+def table(form: str, published: bool, **options: Any) -> int:
     """Print the leaderboard of SUITE from what is stored, without computing anything."""
     _plugins(options["plugin"])
     suite = _load(options)
     from .run import print_table
 
-    return print_table(suite, _data(options["data"]), options["out"], form)
+    return print_table(suite, _data(options["data"]), options["out"], form, published=published)
 
 
 @cli.command(name="report")

@@ -460,14 +460,18 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
         raise UsageError(
             f"device {device!r} was asked for, but torch sees {seen}; use --device cpu"
         )
-    sources = [(choice, choice.make().open(data)) for choice in suite.datasets]
-    networks = [(choice, choice.make().describe(data)) for choice in suite.models]
+    pairs = [(d, m) for d in suite.datasets for m in suite.models if suite.pairs(d, m)]
+    sources = [(choice, choice.make().open(data)) for choice in dict.fromkeys(d for d, _ in pairs)]
+    networks = [
+        (choice, choice.make().describe(data)) for choice in dict.fromkeys(m for _, m in pairs)
+    ]
     hashes = {choice: weights_hash(network) for choice, network in networks}
     orders = [candidates(source, c.selection, c.label, data) for c, source in sources]
     groups = tuple(
         _group(suite, dataset, source, order, model, network, hashes[model])
         for (dataset, source), order in zip(sources, orders, strict=True)
         for model, network in networks
+        if (dataset, model) in pairs
     )
     if not any(group.cells for group in groups):
         raise UsageError(f"suite {suite.name!r}: no cell is left after 'exclude'")

@@ -27,6 +27,7 @@ from rich.progress import (
 )
 
 from . import engines, registry, report
+from . import published as published_tables
 from .datasets.downloads import fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
@@ -156,11 +157,11 @@ def _selection(group: Group) -> str:
     )
 
 
-def _show(results: Results, form: Any) -> None:
+def _show(results: Results, form: Any, as_text: Callable[..., str] = render) -> None:
     """The result on standard output, as wide as the terminal, if it is one."""
     is_terminal = sys.stdout.isatty()
     width = Console().width if is_terminal else None
-    sys.stdout.write(render(results, form, width, is_terminal and "NO_COLOR" not in os.environ))
+    sys.stdout.write(as_text(results, form, width, is_terminal and "NO_COLOR" not in os.environ))
 
 
 def _notice(console: Console, text: str) -> None:
@@ -413,13 +414,21 @@ def fetch_data(suite: Suite, data: Path) -> str:
     return "".join(lines)
 
 
-def print_table(suite: Suite, data: Path | None, out: Path, form: Any) -> int:
-    """Prints the table of what is stored; 5 if nothing is."""
+def print_table(
+    suite: Suite, data: Path | None, out: Path, form: Any, *, published: bool = False
+) -> int:
+    """Prints the table of what is stored; 5 if nothing is.
+
+    Args:
+        published: print what papers printed beside it instead.
+    """
+    if published:
+        published_tables.table_of(suite)  # before data are looked at
     store = Store(out / "store")
     results = collect(make_plan(suite, data).selected(store), store)
     if results.per_image.empty:
         return _nothing(suite, out)
-    _show(results, form)
+    _show(results, form, published_tables.render if published else render)
     return 0
 
 

@@ -66,7 +66,9 @@ class _Exclude(BaseModel):
 class _File(BaseModel):
     model_config = _STRICT
     version: Annotated[int, Field(ge=1, le=1)]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    ]
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     target: Literal["predicted", "label"] = "predicted"
@@ -177,6 +179,14 @@ class Suite:
         beside = self._beside.get(metric, []) if self.exclude else []
         return named(metric) or (len(beside) > 0 and all(map(named, beside)))
 
+    def pairs(self, dataset: Choice, model: Choice) -> bool:
+        """Whether any cell has this data set and this model."""
+        return not any(
+            dataset.matches(rule["dataset"]) and model.matches(rule["model"])
+            for rule in self.exclude
+            if rule["method"] == rule["metric"] == "*"
+        )
+
     @cached_property
     def _beside(self) -> dict[Choice, list[Choice]]:
         """Of each metric that must not stand alone, those that stand beside it."""
@@ -282,11 +292,12 @@ def canonical(value: Any) -> str:
 
 
 def builtin_suites() -> dict[str, Path]:
-    """The suites that ship with xbench, by name."""
+    """The suites that ship with xbench, by name: ``quick``, ``guided-absolutegrad/table2``."""
     here = Path(__file__).parent
     homes = (here / "benchmarks", here.parent / "benchmarks")  # installed; in a source tree
     home = next((folder for folder in homes if folder.is_dir()), homes[0])
-    return {path.stem: path for path in sorted(home.glob("*.yaml"))}
+    found = [*sorted(home.glob("*.yaml")), *sorted(home.glob("*/table*.yaml"))]
+    return {path.relative_to(home).with_suffix("").as_posix(): path for path in found}
 
 
 def read_suite(name: str) -> Document:

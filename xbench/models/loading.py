@@ -104,12 +104,11 @@ def load_model(
         found = _state_hash(net) if network.weights is None else weights_hash(network)
         if found != planned:
             raise BadWeights(
-                f"weights of {name!r} are not those that the run was planned with: "
-                + (
-                    "each build draws others, so seed them in 'build'"
-                    if network.weights is None
-                    else f"{str(network.weights)!r} has changed meanwhile; run again"
-                )
+                f"each build of {name!r} draws other weights than the run was planned with: seed "
+                "them in 'build'"
+                if network.weights is None
+                else f"weights {str(network.weights)!r} have changed since the run was planned; "
+                "run again"
             )
     if network.weights is not None:
         _fill(net, _read(network.weights), network.weights)
