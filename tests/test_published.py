@@ -188,7 +188,8 @@ def results(suite: Suite, rows: dict[tuple[str, str, str, str], Sequence[float]]
         )  # fmt: skip
     groups = [_Group(d, m) for d in suite.datasets for m in suite.models if suite.pairs(d, m)]
     plan: Any = _Plan(suite, groups)
-    return Results(plan, pd.concat(frames, ignore_index=True), pd.DataFrame(), (), {})
+    nothing: Any = None
+    return Results(nothing, pd.concat(frames, ignore_index=True), pd.DataFrame(), (), {}, plan=plan)
 
 
 class _Group:
