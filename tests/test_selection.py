@@ -316,4 +316,4 @@ def test_weights_that_fail_end_a_selection_at_once(run: Run, saboteurs: Path) ->
     outcome = run(**{**selecting(correct=True), "models": ["sabotage/unseeded"]})
     assert outcome.status == 3
     assert set(outcome.table["status"]) == {"missing"}
-    assert "weights of 'sabotage/unseeded' are not those" in outcome.err
+    assert "each build of 'sabotage/unseeded' draws other weights" in outcome.err

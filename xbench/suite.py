@@ -296,8 +296,9 @@ def builtin_suites() -> dict[str, Path]:
     here = Path(__file__).parent
     homes = (here / "benchmarks", here.parent / "benchmarks")  # installed; in a source tree
     home = next((folder for folder in homes if folder.is_dir()), homes[0])
-    found = [*sorted(home.glob("*.yaml")), *sorted(home.glob("*/table*.yaml"))]
-    return {path.relative_to(home).with_suffix("").as_posix(): path for path in found}
+    found = (*home.glob("*.yaml"), *home.glob("*/table*.yaml"))
+    named = {path.relative_to(home).with_suffix("").as_posix(): path for path in found}
+    return dict(sorted(named.items()))
 
 
 def read_suite(name: str) -> Document:
