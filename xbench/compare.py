@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,9 @@ from .files import atomic_write
 from .statistics import bca_intervals, holm, sign_flip_test
 from .tables import SCORED
 
-Verdict = Literal["worse", "better", "same", "missing", "failing", "new", "not comparable"]
+Verdict = Literal["worse", "missing", "failing", "not comparable", "better", "new", "same"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""As they are printed, what matters most first."""
 
 SIGNIFICANCE = 0.01
 """Of Holm's adjusted p-values: at most one run in a hundred without a change is stopped."""
@@ -25,9 +27,6 @@ SIGNIFICANCE = 0.01
 FILES = ("table.csv", "table.md", "provenance.json", "per_image.parquet")
 """What makes a result set, and what is committed of one."""
 
-VERDICTS: tuple[Verdict, ...] = (
-    "worse", "missing", "failing", "not comparable", "better", "new", "same",
-)  # fmt: skip
 WORSE = ("worse", "missing", "failing")
 MOST = 50
 """Rows of a comment on a pull request."""
