@@ -16,6 +16,8 @@ ORDER = (
     # what everything may use
     "errors",
     "files",
+    "downloads",
+    "offline",
     "types",
     "noise",
     "maps",

@@ -31,6 +31,10 @@ class SuiteError(UsageError):
         return type(self), (self.problems,)  # Exception's own reduce would pass the joined text
 
 
+class Offline(UsageError):  # noqa: N818
+    """Something asked for the network, which the user keeps away."""
+
+
 class Unsupported(XbenchError):  # noqa: N818
     """An entry declares that it cannot work here; the cell is ``skipped`` with this message."""
 

@@ -28,18 +28,19 @@ from rich.progress import (
 
 from . import engines, published, registry, report
 from .compare import read_results
-from .datasets.downloads import fetch
+from .downloads import Tell, fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
 from .keep import Kept
 from .leaderboard import render
+from .models.loading import weights_hash
 from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
 from .runner import Report, versions
 from .sheets import write
 from .store import Store
-from .suite import Suite
+from .suite import Choice, Suite
 from .tables import Results, card_facts, collect, from_files, to_csv
 from .views import LACKING, View, sheets
 
@@ -389,12 +390,12 @@ def _passes(outlay: Outlay) -> str:
 
 
 def fetch_data(suite: Suite, data: Path) -> str:
-    """What ``xbench fetch`` prints: for each data set, how many images are there now.
+    """What ``xbench fetch`` prints: what there is now of each data set and each model.
 
     Raises:
-        UsageError: with what keeps data sets away, once all others are there.
+        UsageError: with what keeps some of them away, once all others are there.
     """
-    lines, problems = [], []
+    lines, problems = [f"in {data}:"], []
     words = TextColumn("{task.description}", markup=False)
     columns = (words, BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -405,17 +406,29 @@ def fetch_data(suite: Suite, data: Path) -> str:
                 tasks[name] = bar.add_task(name)
             bar.update(tasks[name], completed=done, total=total)
 
-        for choice in suite.datasets:
-            entry = choice.make()
+        for choice in (*suite.datasets, *suite.models):
             try:
-                if hasattr(entry, "downloads"):
-                    fetch(entry.downloads(), data, tell)
-                lines.append(f"{choice.label}: {len(entry.open(data).ids):,} images\n")
+                lines.append(f"{choice.label}: {_fetched(choice, data, tell)}")
             except UsageError as error:
                 problems.append(str(error))
     if problems:
-        raise UsageError("\n".join([*problems, *(line.strip() for line in lines)]))
-    return "".join(lines)
+        raise UsageError("\n".join([*problems, *lines]))
+    return "\n".join(lines) + "\n"
+
+
+def _fetched(choice: Choice, data: Path, tell: Tell) -> str:
+    """What there is of a data set or a model, once it was downloaded and verified."""
+    entry = choice.make()
+    if choice.kind == "datasets":
+        if hasattr(entry, "downloads"):
+            fetch(entry.downloads(), data, tell)
+        return f"{len(entry.open(data).ids):,} images"
+    if hasattr(entry, "fetch"):
+        entry.fetch(data, tell)
+    network = entry.describe(data)
+    if network.weights is None:
+        return "fresh weights"
+    return f"{network.weights}, SHA-256 {weights_hash(network)[:16]}"
 
 
 def print_table(

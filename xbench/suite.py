@@ -41,6 +41,7 @@ class RunOptions(BaseModel):
             any, "maps" of the methods, with pictures and masks.
         examples: the first images, of which all of that is stored anyway; a few, for a page.
         save_maps: a folder for all maps as safetensors files.
+        offline: whether network access is refused.
     """
 
     model_config = _STRICT
@@ -53,6 +54,7 @@ class RunOptions(BaseModel):
     keep: list[Literal["curves", "maps"]] = []
     examples: Annotated[int, Field(ge=0)] = 4
     save_maps: Annotated[str, Field(min_length=1)] | None = None
+    offline: bool = False
 
 
 class _Exclude(BaseModel):

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeGuard, TypeVar
 import numpy as np
 import torch
 
+from ..downloads import Download
 from ..errors import BadImage, UsageError
 from ..registry import dataset
 from ..types import Sample, Source
-from .downloads import Download
 
 T = TypeVar("T")
 
