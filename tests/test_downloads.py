@@ -198,7 +198,16 @@ def test_every_download_of_a_data_set_has_a_checksum_and_a_place() -> None:
                 assert download.url.startswith(("https://", "http://data.csail.mit.edu/"))
                 assert len(bytes.fromhex(download.md5)) == 16
                 assert not Path(download.into).is_absolute()
-    assert found == 6
+    assert found == 8
+
+
+def test_a_folder_of_another_name_than_its_archive_is_nothing_to_download() -> None:
+    def into(root: str) -> list[str]:
+        entry = registry.make("datasets", "cub200", {"root": root})
+        return [download.into for download in entry.downloads()]
+
+    assert into("birds/CUB_200_2011") == ["birds", "birds"]
+    assert into("birds") == []
 
 
 def test_fetch_says_what_is_there_and_what_has_to_be_requested(

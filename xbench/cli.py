@@ -139,7 +139,8 @@ def _suite_options(command: Command) -> Command:
         click.option("--workers", metavar="auto|N", help="Processes to compute with."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE",
-            help="Override a key of the suite, such as run.slice=32.",
+            help="Override a key of the suite, such as run.slice=32; "
+            "datasets.0.min_confidence=0.9, .correct=true or .only=ids.txt select images.",
         ),
         click.option(
             "--data", type=click.Path(path_type=Path),

@@ -395,7 +395,7 @@ def fetch_data(suite: Suite, data: Path) -> str:
     Raises:
         UsageError: with what keeps some of them away, once all others are there.
     """
-    lines, problems = [f"in {data}:"], []
+    lines, problems = [], []
     words = TextColumn("{task.description}", markup=False)
     columns = (words, BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -412,8 +412,9 @@ def fetch_data(suite: Suite, data: Path) -> str:
             except UsageError as error:
                 problems.append(str(error))
     if problems:
-        raise UsageError("\n".join([*problems, *lines]))
-    return "\n".join(lines) + "\n"
+        found = ["what is there:", *lines] if lines else []
+        raise UsageError("\n".join([*problems, *found]))
+    return "\n".join([f"in {data}:", *lines, ""])
 
 
 def _fetched(choice: Choice, data: Path, tell: Tell) -> str:

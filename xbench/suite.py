@@ -528,7 +528,8 @@ class _Reader:
                 self._problem(path, str(error))
                 return []
             except ValidationError as error:
-                for key, sentence in registry.parameter_problems(kind, resolved, error):
+                beside = Selection.model_fields if kind == "datasets" else ()
+                for key, sentence in registry.parameter_problems(kind, resolved, error, beside):
                     self._problem((*path, key) if key else path, sentence)
                 return []
             shown = registry.label(entry) if label is None else label

@@ -123,7 +123,7 @@ def _opened(form: Form, names: Sequence[str], data: Path | None) -> CifarSource:
     if data is None:
         raise UsageError(
             f"data set {form.name!r} looks for {form.folder!r} in the data directory, and none is "
-            f"given; name it with --data DIR or XBENCH_DATA"
+            f"given; name it with --data DIR or XBENCH_DATA, or let 'xbench fetch' download it"
         )
     folder = data / form.folder
     contents = {folder / name: _read(folder / name, form) for name in names}
