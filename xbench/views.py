@@ -131,7 +131,11 @@ def _pivots(results: Results) -> Iterator[Sheet]:
             ("method", "model", *(headings[m] for m in metrics)),
             tuple((Cell(method), Cell(model), *cells) for method, model, cells in rows),
             2,
-            ("Bold: best of its model; underlined: second best.", *_level_note(shown.values())),
+            (
+                *(f"{model}: {board.card}" for model, board in shown.items() if board.card),
+                "Bold: best of its model; underlined: second best.",
+                *_level_note(shown.values()),
+            ),
             tuple(records),
             frozenset(rules),
         )
