@@ -84,10 +84,14 @@ class Report:
         return status
 
 
+MAX_WORDS = 1000
+"""Characters of a message that a row keeps: a command that is the way out has to fit."""
+
+
 def _plain(error: BaseException) -> str:
     """An error's message on one line, without what could steer a terminal."""
     printable = (char if char.isprintable() else " " for char in str(error))
-    return " ".join("".join(printable).split())[:300]
+    return " ".join("".join(printable).split())[:MAX_WORDS]
 
 
 @functools.lru_cache(maxsize=1)
