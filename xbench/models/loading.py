@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import pickle
 import re
 import shlex
 import warnings
@@ -178,7 +177,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         return found
     except Exception as error:  # damaged files raise many types
         words = f"{type(error).__name__}: {str(error)[:200]}"
-        if isinstance(error, pickle.UnpicklingError):
+        if type(error).__name__ == "UnpicklingError":
             refused = re.search(r"GLOBAL (\S+)", str(error))
             what = f"it holds {refused[1][:100]}" if refused else "it is damaged or holds objects"
             words = (
