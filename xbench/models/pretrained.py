@@ -104,7 +104,7 @@ class _Torchvision(_Pretrained):
         if self.weights == "none":
             return network(build=self.seeded(build), weights=None)
         file = Path(member.url).name
-        here = [] if data is None else [data / WEIGHTS / file, data / file]
+        here = [] if data is None else [data / file, data / WEIGHTS / file]
         home = Path(torch.hub.get_dir()) / "checkpoints" / file
         return network(
             build=build,

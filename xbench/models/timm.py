@@ -104,7 +104,7 @@ def fetch(repository: str, file: str, cache: Path, tell: Tell) -> Path | None:
             facts.location, blob, f"{kind}:{facts.etag}" if kind else "", tell,
             name=f"{repository}/{file}", headers=headers,
         )  # fmt: skip
-    link = home / "snapshots" / facts.commit_hash / file
+    link: Path = home / "snapshots" / facts.commit_hash / file
     branch = home / "refs" / "main"
     for path in (link, branch):
         path.parent.mkdir(parents=True, exist_ok=True)
