@@ -248,6 +248,7 @@ def _write_run(
     atomic_write(folder / "provenance.json", origin.encode() + b"\n")
     atomic_write(folder / "run.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     atomic_write(folder / "table.csv", to_csv(results.table).encode())
+    atomic_write(folder / "table.parquet", results.table.to_parquet())
     atomic_write(folder / "table.md", render(results, "md").encode())
     atomic_write(folder / "per_image.parquet", results.per_image.to_parquet())
     errors = {key: text for report in reports for key, text in report.errors.items()}
