@@ -63,6 +63,7 @@ ORDER = (
     "views",
     "published",
     "provenance",
+    "storekeeping",
     "report",
     "compare",
     "run",
@@ -76,7 +77,7 @@ ORDER = (
 and others hold; ``registry.entries`` imports the four packages of entries by name on first use.
 """
 
-LIGHT = ("__init__", "errors", "document", "registry", "suite", "info", "cli")
+LIGHT = ("__init__", "errors", "document", "registry", "suite", "info", "storekeeping", "cli")
 """Modules that import no torch when they are imported."""
 
 HEAVY = {"torch", "torchvision", "captum", "pytorch_grad_cam", "quantus", "matplotlib", "timm"}

@@ -182,6 +182,7 @@ def test_a_run_leaves_its_table_its_scores_and_where_they_come_from(run: Run) ->
     facts = outcome.run
     assert sorted(path.name for path in outcome.folder.iterdir()) == [
         "per_image.parquet", "provenance.json", "run.json", "table.csv", "table.md",
+        "table.parquet",
     ]  # fmt: skip
     assert facts["suite"]["seed"] == 3
     assert facts["suite"]["methods"][0] == {

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,7 +37,7 @@ from .leaderboard import render
 from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
-from .runner import Report, versions
+from .runner import Report, processor, versions
 from .sheets import write
 from .store import Store
 from .suite import Suite
@@ -206,12 +207,15 @@ def _write_run(
     facts = {
         "suite": plan.suite.resolved(),
         "arguments": sys.argv[1:],
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("XBENCH_")},
         "finished": finished,
         "seconds": round(seconds, 3),
         "versions": versions(),
         "hardware": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
+            "processor": processor(),
+            "gpus": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
             "device": plan.device,
         },
         "git": _git_state(),

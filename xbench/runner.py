@@ -113,7 +113,7 @@ def provenance(job: Job) -> dict[str, Any]:
     return {
         "rows": job.rows,
         "threads": job.threads,
-        "device": torch.cuda.get_device_name(job.device) if "cuda" in job.device else _processor(),
+        "device": torch.cuda.get_device_name(job.device) if "cuda" in job.device else processor(),
         "versions": versions(),
     }
 
@@ -139,7 +139,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The kind of the CPU, as far as rounding depends on it."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
