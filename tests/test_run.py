@@ -277,7 +277,7 @@ def test_a_damaged_part_is_set_aside_and_its_scores_are_computed_again(
     whole = run()
     part, *_ = sorted((tmp_path / "out" / "store").rglob("*.parquet"))
     content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 1
+    del content[len(content) // 2]  # a flipped bit may be one that nobody reads
     part.write_bytes(content)
     mended = run()
     assert mended.status == 0

@@ -128,6 +128,7 @@ def test_a_truncated_part_is_found_and_left_where_it_is(
     assert (finding.kind, finding.path) == ("damaged", path)
     assert "is truncated" in finding.what
     assert "computes its rows anew" in finding.way_out
+    assert [file.path for file in waste(audit(out / "store"), damaged=True)] == [path]
     assert path.exists()
 
 

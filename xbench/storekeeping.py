@@ -51,10 +51,14 @@ LONG_WRITTEN = 24 * 3600.0
 """Age in seconds from which a temporary file of another host counts as left over: writing one takes
 seconds, and no two hosts' clocks are a day apart."""
 
-_OURS = re.compile(r"-[0-9a-f]{16}\.parquet(\.bad)?$|\.tmp$")
+_OURS = re.compile(r"-[0-9a-f]{16}\.parquet(\.bad)?$")
 """Names that a store gives; another file among its parts is somebody's."""
 
-ANEW = "the next run sets it aside by itself and computes its rows anew, or restore it from a copy"
+ANEW = (
+    "restore it from a copy, or let 'xbench store gc --damaged' remove it, and the next run "
+    "computes its rows anew"
+)
+ELSEWHERE = "move it elsewhere, or remove it"
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,7 @@ def audit(root: Path, *, deep: bool = True) -> Audit:
                 )
             )  # fmt: skip
         else:
-            found.findings.append(
-                Finding("unknown", path, "is no file of a store", "move it elsewhere, or remove it")
-            )
+            found.findings.append(Finding("unknown", path, "is no file of a store", ELSEWHERE))
     for folder, parts in found.parts.items():
         _look_at_conditions(found, folder, parts)
         _look_at_rows(found, folder, [one.part for one in parts])
@@ -234,8 +236,10 @@ def _files(root: Path, findings: list[Finding]) -> Iterator[tuple[str, Path]]:
             path = folder / one
             if one.endswith(".tmp") and writer_of(path):
                 yield "temporary", path
-            elif depth in (2, 3) and one.endswith((".parquet", ".parquet.bad")):
-                yield "bad" if one.endswith(".bad") else "part", path
+            elif depth in (2, 3) and one.endswith(".parquet"):
+                yield "part", path
+            elif depth in (2, 3) and _OURS.search(one):
+                yield "bad", path
             elif depth == 2 and one == "manifest.json":
                 yield "manifest", path
             else:
@@ -263,7 +267,7 @@ def _look_at_part(found: Audit, path: Path, *, deep: bool) -> None:
         found.findings.append(_unreadable(path, error))
         return
     except DamagedPart as error:
-        found.findings.append(Finding("damaged", path, _damage(path, error), ANEW))
+        found.findings.append(_damage(path, error))
         return
     except StoreError as error:
         what, _, way_out = str(error).removeprefix(f"{path} ").rpartition("; ")
@@ -274,7 +278,7 @@ def _look_at_part(found: Audit, path: Path, *, deep: bool) -> None:
             for _ in read_arrays(path, form, list(enumerate(part.rows.to_pylist()))):
                 pass
         except Exception as error:  # a flipped bit can raise anything
-            found.findings.append(Finding("damaged", path, _damage(path, error), ANEW))
+            found.findings.append(_damage(path, error))
             return
     if deep and part.is_named and not is_well_named(path, sha256):
         found.findings.append(
@@ -289,13 +293,16 @@ def _look_at_part(found: Audit, path: Path, *, deep: bool) -> None:
     found.parts.setdefault(path.parent, []).append(Sound(part, size, sha256))
 
 
-def _damage(path: Path, error: Exception) -> str:
+def _damage(path: Path, error: Exception) -> Finding:
+    if not _OURS.search(path.name):
+        return Finding("unknown", path, "is no part of a store, whatever its name says", ELSEWHERE)
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - 4))
         if file.read() != b"PAR1":
-            return f"is truncated: it ends after {size:,} bytes without the end of such a file"
-    return f"is damaged ({' '.join(str(error).split())})"
+            words = f"is truncated: it ends after {size:,} bytes without the end of such a file"
+            return Finding("damaged", path, words, ANEW)
+    return Finding("damaged", path, f"is damaged ({' '.join(str(error).split())})", ANEW)
 
 
 def _look_at_manifest(found: Audit, path: Path) -> None:
@@ -441,7 +448,7 @@ def waste(found: Audit, *, damaged: bool = False) -> list[Waste]:
     if damaged:
         reasons |= {"set aside": "damaged and set aside", "damaged": "damaged: no run can read it"}
     for finding in found.findings:
-        if finding.kind in reasons and _OURS.search(finding.path.name):
+        if finding.kind in reasons:
             with suppress(FileNotFoundError):
                 size = finding.path.stat().st_size
                 files.append(Waste(finding.path, size, reasons[finding.kind]))
@@ -537,9 +544,14 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
             raise UsageError(f"{str(source)!r} is the store to merge into; name only the others")
     given = [audit(root) for root in roots]
     there = audit(target)
-    problems = [f for one in given for f in one.findings if f.kind not in HARMLESS]
-    # what is damaged in the target counts as missing there, and may be what is brought
-    problems += [f for f in there.findings if f.kind not in (*HARMLESS, "damaged", "altered")]
+    problems = [
+        finding
+        for one in (*given, there)
+        for finding in one.findings
+        if finding.kind not in HARMLESS
+        # what is damaged in the target counts as missing there, and may be what is brought
+        and not (one is there and finding.kind in ("damaged", "altered"))
+    ]
     if problems:
         raise StoreError("\n".join([*map(_plain, map(str, problems)), "nothing was merged"]))
     _refuse_other_conditions(there, given)
@@ -553,15 +565,15 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
             mixed += differ
     for one in given:
         for folder, pinned in one.pinned.items():
-            group = Group(target / folder.relative_to(one.root))
-            if group.manifest(pinned) != pinned:  # somebody has just pinned others
-                raise StoreError(_other(group.path, folder, group.pinned(), pinned))
-    for path, one in todo:
-        content = one.part.path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != one.sha256:
-            raise StoreError(f"{one.part.path} has changed meanwhile; run this again")
+            home = Group(target / folder.relative_to(one.root))
+            if (known := home.manifest(pinned)) != pinned:  # somebody has just pinned others
+                raise StoreError(_other(home.path, folder, known, pinned))
+    for path, sound in todo:
+        content = sound.part.path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sound.sha256:
+            raise StoreError(f"{sound.part.path} has changed meanwhile; run this again")
         atomic_write(path, content)
-    size = sum(one.size for _, one in todo)
+    size = sum(sound.size for _, sound in todo)
     return Merged(target, tuple(path for path, _ in todo), size, skipped, mixed)
 
 
@@ -575,11 +587,9 @@ def _refuse_other_conditions(there: Audit, given: Sequence[Audit]) -> None:
                 raise StoreError(_other(place, folder, known, pinned))
 
 
-def _other(
-    place: Path, folder: Path, known: Mapping[str, Any] | None, pinned: Mapping[str, Any]
-) -> str:
+def _other(place: Path, folder: Path, known: Mapping[str, Any], pinned: Mapping[str, Any]) -> str:
     return (
-        f"{place / 'manifest.json'} pins {_words(known or {})}, {folder / 'manifest.json'} pins "
+        f"{place / 'manifest.json'} pins {_words(known)}, {folder / 'manifest.json'} pins "
         f"{_words(pinned)}: their numbers differ by rounding. Run one of them again with the "
         f"other's conditions in a new folder (--batch-size); nothing was merged"
     )
