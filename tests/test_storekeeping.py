@@ -222,6 +222,8 @@ def test_equal_duplicates_are_counted_and_harmless(group: Group) -> None:
     group.write("2", frame("d"), ELSEWHERE)
     found = look(group)
     assert (found.findings, found.duplicates, found.mixed) == ([], 3, 0)
+    assert "3 rows only repeat another, which is harmless" in storekeeping.show_findings(found)
+    assert found.untold == 3
 
 
 def test_unequal_duplicates_of_equal_provenance_are_found_with_their_place(group: Group) -> None:
@@ -566,6 +568,20 @@ def test_ls_says_what_stands_there(command: Command, out: Path) -> None:
     assert "average_drop, " in text
     listed = command("store", "ls", out / "store", "--cells").out
     assert all(cell["cell"] in listed for cell in group["cells"])
+
+
+def test_ls_puts_methods_together_that_are_alike_and_counts_errors(
+    command: Command, group: Group
+) -> None:
+    cells = {name: {"mae": name * 16} for name in "abc"}
+    facts = {**HERE, "group": ["shapes@1a2b3c4d", "resnet@9f8e7d6c"], "cells": cells}
+    rows = [frame("xyz").assign(cell="a" * 16), frame("xyz").assign(cell="b" * 16)]
+    failed = frame("yz", float("nan"), "error: killed").assign(cell="c" * 16)
+    group.write("0", pd.concat([*rows, frame("x").assign(cell="c" * 16), failed]), facts)
+    group.write("1", failed, ELSEWHERE | facts)
+    listed = command("store", "ls", group.path.parents[1]).out
+    assert "  3 images of 2 cells\n    methods: a, b\n    metrics: mae\n" in listed
+    assert "  1 image of 1 cell, and 2 errors\n    methods: c\n" in listed
 
 
 def test_verify_answers_0_for_a_sound_store_and_1_for_another(command: Command, out: Path) -> None:

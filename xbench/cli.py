@@ -560,10 +560,14 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 @store.command(name="ls")
 @_OUT
-@click.option("--cells", is_flag=True, help="A line for each cell, not for each method.")
+@click.option("--cells", is_flag=True, help="A line for each cell.")
 @_JSON
 def store_ls(out: Path, cells: bool, as_json: bool) -> None:
-    """List what OUT holds: groups, cells, images, rows, parts, bytes, versions."""
+    """List what OUT holds.
+
+    Groups of data set and model, their cells, images, rows, parts, bytes, and which versions made
+    them.
+    """
     from . import storekeeping as keeping
 
     found = keeping.audit(keeping.find_store(out), deep=False)
@@ -577,7 +581,10 @@ def store_ls(out: Path, cells: bool, as_json: bool) -> None:
 @_OUT
 @_JSON
 def verify(out: Path, as_json: bool) -> int:
-    """Read every byte of OUT and say what is wrong; exit 1 if anything is. Changes nothing."""
+    """Read every byte of OUT and say what is wrong.
+
+    Exit 1 if anything is. Nothing is changed.
+    """
     from . import storekeeping as keeping
 
     found = keeping.audit(keeping.find_store(out))
@@ -616,7 +623,7 @@ def gc(out: Path, dry_run: bool, damaged: bool, as_json: bool) -> None:
 @click.option("--into", required=True, metavar="OUT", type=_FOLDER, help="Where to.")
 @_JSON
 def merge(sources: tuple[Path, ...], into: Path, as_json: bool) -> None:
-    """Copy the parts of other stores, such as other hosts', into OUT.
+    """Copy the parts of other stores into OUT.
 
     All are verified first, and nothing is copied if one is damaged or two contradict each other.
     What is there already is skipped, so that running it again is harmless.

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -708,9 +709,9 @@ def _versions(parts: Iterable[Part]) -> dict[str, list[str]]:
 
 
 def show_contents(found: Audit, *, cells: bool, width: int | None = None) -> str:
-    """What stands in a store, for a terminal: a line per method, or per cell."""
+    """What stands in a store, for a terminal: methods with their metrics, or a line per cell."""
     out = io.StringIO()
-    console = Console(file=out, width=width or 200, no_color=True, highlight=False)
+    console = Console(file=out, width=width or 100, no_color=True, highlight=False)
     facts = contents(found)
     console.print(_plain(f"{found.root}: {_sum(facts['counts'])}"), markup=False)
     for group in facts["groups"]:
@@ -729,8 +730,10 @@ def show_contents(found: Audit, *, cells: bool, width: int | None = None) -> str
         ]
         pinned = f"; {_words(group['pinned'])}" if group["pinned"] else ""
         console.print(Text(_plain(f"made by {', '.join(made) or 'an unknown version'}{pinned}")))
-        if group["cells"]:
-            console.print(_cell_table(group["cells"]) if cells else _method_table(group["cells"]))
+        if cells:
+            console.print(_cell_table(group["cells"]))
+        else:
+            console.print(Text("\n".join(_method_lines(group["cells"], console.width))))
     if facts["problems"]:
         console.print(
             f"\n{_count(facts['problems'], 'problem')}; 'xbench store verify' says which",
@@ -739,16 +742,11 @@ def show_contents(found: Audit, *, cells: bool, width: int | None = None) -> str
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
 
 
-def _table(*columns: tuple[str, Literal["left", "right"]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, side in columns:
-        table.add_column(heading, justify=side, no_wrap=side == "right", overflow="fold")
-    return table
-
-
 def _cell_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(("method", "left"), ("metric", "left"), ("images", "right"),
-                   ("errors", "right"), ("cell", "right"))  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("method", "metric", "images", "errors", "cell"):
+        is_name = heading in ("method", "metric")
+        table.add_column(heading, justify="left" if is_name else "right", overflow="fold")
     for cell in cells:
         errors = str(cell["errors"] or "")
         row = (cell["method"], cell["metric"], str(cell["images"]), errors, cell["cell"])
@@ -756,21 +754,28 @@ def _cell_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _method_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(("method", "left"), ("images", "right"), ("errors", "right"),
-                   ("metrics", "left"))  # fmt: skip
-    by_method: dict[str, list[Mapping[str, Any]]] = {}
+def _method_lines(cells: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
+    """Methods that have the same metrics of as many images, together."""
+    by_method: dict[str, list[tuple[str, int, int]]] = {}
     for cell in cells:
-        by_method.setdefault(cell["method"], []).append(cell)
+        one = (cell["metric"] or "not told", cell["images"], cell["errors"])
+        by_method.setdefault(cell["method"], []).append(one)
+    alike: dict[tuple[tuple[str, int, int], ...], list[str]] = {}
     for method, own in by_method.items():
-        counts = {cell["images"] for cell in own}
-        images = f"{min(counts)}-{max(counts)}" if len(counts) > 1 else str(min(counts))
-        known = [cell["metric"] for cell in own if cell["metric"]]
-        metrics = ", ".join(known) or _count(len(own), "cell")
-        errors = str(sum(cell["errors"] for cell in own) or "")
-        row = (method or "not told", images, errors, metrics)
-        table.add_row(*(Text(_plain(text)) for text in row))
-    return table
+        alike.setdefault(tuple(own), []).append(method or "not told")
+    for found, methods in alike.items():
+        metrics = list(dict.fromkeys(metric for metric, _, _ in found))
+        counts = sorted({images for _, images, _ in found})
+        images = f"{counts[0]}-{counts[-1]} images" if counts[1:] else _count(counts[0], "image")
+        errors = sum(errors for _, _, errors in found) * len(methods)
+        words = f", and {_count(errors, 'error')}" if errors else ""
+        yield f"  {images} of {_count(len(found) * len(methods), 'cell')}{words}"
+        for heading, names in (("methods", methods), ("metrics", metrics)):
+            text = _plain(f"{heading}: {', '.join(names)}")
+            yield textwrap.fill(
+                text, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6,
+                break_on_hyphens=False,
+            )  # fmt: skip
 
 
 def show_findings(found: Audit) -> str:
