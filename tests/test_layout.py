@@ -34,6 +34,7 @@ ORDER = (
     "masking",
     "sweeps",
     "randomisation",
+    "adapters",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",
