@@ -545,6 +545,10 @@ class CleanNeed(Need[T]):
     """Answered by the clean pass."""
 
     @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    @property
     def rides(self) -> Hashable:
         return CleanPass
 
@@ -557,6 +561,10 @@ class CleanNeed(Need[T]):
 class Logits(CleanNeed[Tensor]):
     """(N, K) logits of the clean images."""
 
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return ()
+
     def passes(self, model: Model) -> Passes:
         return Passes(1, 0)
 
@@ -568,10 +576,6 @@ class Logits(CleanNeed[Tensor]):
 class ImageGradient(CleanNeed[Tensor]):
     """(N, 3, H, W) gradient of the target logit towards the network's input."""
 
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(),)
-
     def passes(self, model: Model) -> Passes:
         return Passes(1, 1)
 
@@ -582,8 +586,8 @@ class ImageGradient(CleanNeed[Tensor]):
 
 
 @dataclass(frozen=True)
-class LayerActivation(CleanNeed[Tensor]):
-    """Activation of a layer, (N, C, h, w)."""
+class OfLayer(CleanNeed[T]):
+    """What the clean pass tells of a layer, a role or a module path."""
 
     layer: str = "last_conv"
 
@@ -591,9 +595,10 @@ class LayerActivation(CleanNeed[Tensor]):
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(),)
+
+@dataclass(frozen=True)
+class LayerActivation(OfLayer[Tensor]):
+    """Activation of a layer, (N, C, h, w)."""
 
     def passes(self, model: Model) -> Passes:
         return Passes(1, 0)
@@ -615,7 +620,7 @@ def _feature_maps(clean: Clean, path: str, inputs: Tensor) -> tuple[Tensor, Feat
 
 
 @dataclass(frozen=True)
-class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
+class LayerGradient(OfLayer[tuple[Tensor, Tensor]]):
     """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w).
 
     Whatever the layer returns, as :class:`xbench.features.FeatureLayout` reads it: prefix tokens
@@ -625,16 +630,6 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
         Unsupported: if the layer cannot be recorded, has no grid of positions, or has a gradient at
             its prefix tokens alone.
     """
-
-    layer: str = "last_conv"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(),)
 
     def passes(self, model: Model) -> Passes:
         return Passes(1, 1)
