@@ -50,6 +50,7 @@ ORDER = (
     "plan",
     "runner",
     "engines",
+    "bar",
     "progress",
     # recipe -> weights; knows nothing of methods, metrics or the runner
     "training",
