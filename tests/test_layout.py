@@ -31,6 +31,7 @@ ORDER = (
     "replay",
     "calls",
     "probe",
+    "baselines",
     "masking",
     "sweeps",
     "randomisation",

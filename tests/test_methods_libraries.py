@@ -23,9 +23,9 @@ from torch.nn import functional
 import xbench
 from xbench import info, registry
 from xbench.autograd import prepared
+from xbench.baselines import baseline_image
 from xbench.errors import Unsupported, UsageError
 from xbench.maps import cam_map, reduced
-from xbench.masking import baseline_image
 from xbench.methods import from_captum, from_gradcam
 from xbench.plan import batch_needs, make_plan
 from xbench.probe import Logits, Probe, method_cost

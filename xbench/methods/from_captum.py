@@ -19,11 +19,11 @@ from torch import Tensor
 from .. import adapters
 from ..adapters import Cost, Count, NotNegative, Parameter, Positive, fit, fixed, signature
 from ..autograd import module_at
+from ..baselines import BaselineImage, BaselineName
 from ..calls import GUIDED, RELEVANCE, RESCALE, Call, Kind, Separated, Windows
 from ..errors import Unpriced, Unsupported
 from ..features import FeatureLayout
 from ..maps import CamSign, Channels, Upsampling, cam_map, reduced
-from ..masking import BaselineImage, BaselineName
 from ..probe import Probe
 from ..types import Model
 

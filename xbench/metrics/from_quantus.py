@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from .. import adapters, registry
 from ..adapters import Count, NotNegative, Parameter, Positive, one_by_one, signature
 from ..autograd import module_at
+from ..baselines import BaselineImage, BaselineName
 from ..errors import Unpriced, Unsupported
-from ..masking import BaselineImage, BaselineName
 from ..probe import Again, Explanation, Logits, Need, Probe
 from ..types import Model, Passes
 
