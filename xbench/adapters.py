@@ -30,6 +30,7 @@ from . import noise, registry
 from .autograd import recording, untouched
 from .errors import Unsupported, UsageError
 from .features import FeatureLayout
+from .layers import layout_of
 from .probe import Logits, Need, Probe, filled
 from .types import Model, Passes
 
@@ -322,12 +323,7 @@ class MethodAdapter(Adapter):
             torch.no_grad(),
         ):
             probe.model.logits(probe.inputs[:1])
-        if path in refused:
-            raise Unsupported(f"layer {path!r} {refused[path]}")
-        try:
-            layout = FeatureLayout.of(kept[path].shape, probe.inputs[:1].shape)
-        except Unsupported as error:
-            raise Unsupported(f"layer {path!r} {error}") from None
+        layout = layout_of(path, kept, refused, probe.inputs[:1].shape)
         if self.facts.maps_only and layout.kind != "maps":
             raise Unsupported(
                 f"{self.name} reads feature maps (N, C, h, w), and layer {path!r} returns "

@@ -21,6 +21,7 @@ from . import noise
 from .autograd import Meter, Objective, class_gradient, recording
 from .errors import Unpriced, Unsupported, UsageError
 from .features import FeatureLayout
+from .layers import layout_of
 from .maps import all_finite
 from .types import Batch, Model, Passes
 
@@ -609,14 +610,8 @@ class LayerActivation(OfLayer[Tensor]):
 
 def _feature_maps(clean: Clean, path: str, inputs: Tensor) -> tuple[Tensor, FeatureLayout]:
     """A layer's activation as (N, C, h, w), and how it was read."""
-    if path in clean.refused:
-        raise Unsupported(f"layer {path!r} {clean.refused[path]}")
-    activation = clean.activations[path]
-    try:
-        layout = FeatureLayout.of(activation.shape, inputs.shape)
-    except Unsupported as error:
-        raise Unsupported(f"layer {path!r} {error}") from None
-    return layout.grid(activation), layout
+    layout = layout_of(path, clean.activations, clean.refused, inputs.shape)
+    return layout.grid(clean.activations[path]), layout
 
 
 @dataclass(frozen=True)
