@@ -32,6 +32,7 @@ ORDER = (
     "calls",
     "probe",
     "baselines",
+    "orders",
     "masking",
     "sweeps",
     "randomisation",

@@ -33,8 +33,6 @@ from xbench.masking import (
     MapMask,
     MaskedMap,
     MaskedScores,
-    Permutation,
-    Ranks,
     Shown,
     masked_probabilities,
     masked_scores,
@@ -44,6 +42,7 @@ from xbench.masking import (
 )
 from xbench.metrics.rcap import AuthorsRecovered, Recovered
 from xbench.models.loading import load_model
+from xbench.orders import Permutation, Ranks
 from xbench.probe import (
     Explanation,
     Logits,

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..baselines import BaselineName
 from ..maps import Sign
-from ..masking import BaselineScores, CleanScores, Curve, Reading, Ties, reading_of
+from ..masking import BaselineScores, CleanScores, Curve, Reading, reading_of
+from ..orders import Ties
 from ..probe import Explanation, Need
 from ..registry import metric
 from ..types import Line

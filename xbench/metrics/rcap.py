@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..baselines import BaselineImage, BaselineName
 from ..maps import Sign
-from ..masking import Shown, SortedMap, masked_probabilities, reading_of, shown
+from ..masking import Shown, masked_probabilities, reading_of, shown
+from ..orders import SortedMap
 from ..probe import Explanation, Logits, Need
 from ..registry import metric
 from ..types import Line, Model, Passes
