@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,6 +133,13 @@ def test_quantus_that_cannot_be_imported_is_named_with_the_way_out(
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(UsageError, match=f"quantus/AUC needs Quantus, .*{words}"):
         LIBRARY.theirs("AUC")
+
+
+def test_an_entry_is_pickled_by_its_name_and_parameters() -> None:
+    made = registry.make("metrics", "quantus/Sparseness", {"normalise": False})
+    assert (
+        pickle.loads(pickle.dumps(made)) == made != registry.make("metrics", "quantus/Sparseness")
+    )
 
 
 def test_a_class_that_the_installed_version_lacks_is_named() -> None:

@@ -542,7 +542,7 @@ class Scores(Again[Tensor]):
             )
         height, width = probe.inputs.shape[-2:]
         self.metric.fit((height, width))
-        scores = on.finite.double().fill_(torch.nan)
+        scores = torch.full_like(on.finite, torch.nan, dtype=torch.float64)
         with _mended():
             return one_by_one(name, probe, on.finite, lambda at: self.score(on, at), scores)
 
