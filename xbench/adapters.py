@@ -137,6 +137,15 @@ class Library:
         for name, reason in refused.items():
             registry.refuse(self.kind, f"{self.prefix}/{name}", reason)
 
+    def plain(self, takes: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a class's parameters, with their defaults, that a suite can write down."""
+        return {
+            name: default.__name__ if isinstance(default, type) else default
+            for name, default in takes.items()
+            if name not in self.handled
+            and (name in self.types or type(default) in (bool, int, float, str))
+        }
+
     def parameters(self, defaults: Mapping[str, Any], facts: Facts) -> dict[str, Parameter]:
         """An entry's, by name, from the defaults of those that may be offered."""
         usual = f"as in {self.title}"
@@ -241,16 +250,6 @@ Cost = Callable[[Any, Model], tuple[int, int]]
 def fixed(forward: int, backward: int) -> Cost:
     """The same for any parameters and any model."""
     return lambda method, model: (forward, backward)
-
-
-def fit(side: int, size: Sequence[int], words: str) -> None:
-    """Checks that so many pixels, or patches, fit along each side.
-
-    Raises:
-        Unsupported: if they do not.
-    """
-    if side > min(size):
-        raise Unsupported(f"{words} of {side} does not fit {size[0]} x {size[1]}")
 
 
 @dataclass(frozen=True)
@@ -371,16 +370,6 @@ class MethodAdapter(Adapter):
                     f"{self.name} needs a layer that the network does not change in place "
                     f"afterwards; name one before it ({error})"
                 ) from error
-
-
-def plain(takes: Mapping[str, Any], library: Library) -> dict[str, Any]:
-    """Those parameters of a library's class, with their defaults, that a suite can write down."""
-    return {
-        name: default.__name__ if isinstance(default, type) else default
-        for name, default in takes.items()
-        if name not in library.handled
-        and (name in library.types or type(default) in (bool, int, float, str))
-    }
 
 
 def method(

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import adapters
-from ..adapters import Cost, Count, NotNegative, Parameter, Positive, fit, fixed, signature
+from ..adapters import Cost, Count, NotNegative, Parameter, Positive, fixed, signature
 from ..autograd import module_at
 from ..baselines import BaselineImage, BaselineName
 from ..calls import GUIDED, RELEVANCE, RESCALE, Call, Kind, Separated, Windows
@@ -98,10 +98,20 @@ def _averages(method: Any, model: Model) -> tuple[int, int]:
     return 2 * len(method.baselines), 2 * len(method.baselines)
 
 
+def _fit(side: int, size: Sequence[int], words: str) -> None:
+    """Checks that so many pixels, or patches, fit along each side.
+
+    Raises:
+        Unsupported: if they do not.
+    """
+    if side > min(size):
+        raise Unsupported(f"{words} of {side} does not fit {size[0]} x {size[1]}")
+
+
 def _occlusions(method: Any, model: Model) -> tuple[int, int]:
     if model.size is None:
         raise Unpriced(f"the number of windows depends on the size of {model.name!r}'s images")
-    fit(method.window, model.size, "a window")
+    _fit(method.window, model.size, "a window")
     places = (-(-(side - method.window) // method.stride) + 1 for side in model.size)
     return math.prod(places) + 1, 0
 
@@ -110,7 +120,7 @@ def _superpixels(method: Any, model: Model) -> int:
     """How many there are."""
     side: int = method.patches
     if model.size is not None:
-        fit(side, model.size, "a grid")
+        _fit(side, model.size, "a grid")
     return side * side
 
 
@@ -405,7 +415,7 @@ class Captum(adapters.MethodAdapter):
             given["layer_mask"] = _grid(side, layout.size, inputs.device)
         if "sliding_window_shapes" in self.takes:
             channels = inputs.shape[1]
-            fit(own.window, inputs.shape[2:], "a window")
+            _fit(own.window, inputs.shape[2:], "a window")
             given["sliding_window_shapes"] = (channels, own.window, own.window)
             given["strides"] = (channels, own.stride, own.stride)
         if "internal_batch_size" in self.takes:
@@ -449,7 +459,7 @@ def _grid(side: int, size: Sequence[int], device: torch.device) -> Tensor:
     Raises:
         Unsupported: if there are more patches than pixels along a side.
     """
-    fit(side, size, "a grid")
+    _fit(side, size, "a grid")
     rows, columns = (torch.arange(n, device=device) * side // n for n in size)
     return (rows[:, None] * side + columns)[None, None]
 
@@ -481,7 +491,7 @@ def _defaults(theirs: Any, takes: dict[str, Any]) -> dict[str, Any]:
         found |= {"window": 15, "stride": 8}
     if {"feature_mask", "layer_mask"} & takes.keys():
         found["patches"] = 7
-    found |= adapters.plain(takes, LIBRARY)
+    found |= LIBRARY.plain(takes)
     if issubclass(theirs, LIBRARY.theirs("LayerAttribution")):
         found |= {"sign": "positive", "upsampling": "bilinear"}
     elif not {"window", "patches"} & found.keys():

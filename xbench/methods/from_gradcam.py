@@ -413,7 +413,7 @@ def _method(name: str) -> type:
         f"library scales them to [0, 1] and upsamples them, in float32."
     )
     layer = {"layer": "last_conv"} if "target_layers" in takes else {}
-    defaults = {**layer, **adapters.plain(takes, LIBRARY)}
+    defaults = {**layer, **LIBRARY.plain(takes)}
     return adapters.method(name, GradCAM, facts, defaults, (made, called), [words])
 
 

@@ -153,6 +153,7 @@ _GREY = Parameter(
     "uniform",
     "what absent pixels are; uniform is a random grey, another one for each sample",
 )
+_ANY = (-math.inf, math.inf)
 _PER_CHANNEL = (
     "A feature is a channel's value, not a pixel: the map stands for each of its three channels."
 )
@@ -226,7 +227,7 @@ CLASSES: dict[str, Facts] = {
         "Bach et al. 2015, doi:10.1371/journal.pone.0130140",
         _steps,
         curve=True,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
         without=("return_auc_per_sample",),
@@ -239,7 +240,7 @@ CLASSES: dict[str, Facts] = {
             1 + min(metric.regions_evaluation, _patches(metric.patch_size, model))
         ),
         curve=True,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
         better="higher",
@@ -273,7 +274,7 @@ CLASSES: dict[str, Facts] = {
         _MONTAVON,
         lambda metric, model: _patches(metric.patch_size, model),
         curve=True,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
     ),
@@ -281,7 +282,7 @@ CLASSES: dict[str, Facts] = {
         "area over the score as superpixels go, most relevant first",
         "Rieger and Hansen 2020, arXiv:2003.08747",
         _segments,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
         remark=(
@@ -373,7 +374,7 @@ CLASSES: dict[str, Facts] = {
     "RelevanceMassAccuracy": Facts(
         "share of the map's sum that lies on the object",
         _ARRAS,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         masks=True,
         remark=(
             "The sum of a signed map may be anything; abs: true makes it a share. A map without a "
@@ -403,9 +404,9 @@ CLASSES: dict[str, Facts] = {
     "Sparseness": Facts(
         "Gini index of the map",
         "Chalasani et al. 2020, arXiv:1810.06583",
-        range=(-math.inf, math.inf),
+        range=_ANY,
     ),
-    "Complexity": Facts("entropy of the map", _BHATT, range=(-math.inf, math.inf)),
+    "Complexity": Facts("entropy of the map", _BHATT, range=_ANY),
     "EffectiveComplexity": Facts("number of pixels above a threshold", _NGUYEN),
     "RandomLogit": Facts(
         "similarity to the map of a random other class",
