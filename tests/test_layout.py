@@ -31,9 +31,12 @@ ORDER = (
     "replay",
     "calls",
     "probe",
+    "baselines",
+    "orders",
     "masking",
     "sweeps",
     "randomisation",
+    "adapters",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",
@@ -49,6 +52,7 @@ ORDER = (
     "plan",
     "runner",
     "engines",
+    "bar",
     "progress",
     # recipe -> weights; knows nothing of methods, metrics or the runner
     "training",
