@@ -9,9 +9,9 @@ from conftest import Answer, finish, start
 SLIP = """
 import torch
 
-from xbench import masking
+from xbench import baselines
 
-right = masking.baseline_image
+right = baselines.baseline_image
 
 
 def forgets_to_normalise(name, model, inputs):
@@ -20,7 +20,7 @@ def forgets_to_normalise(name, model, inputs):
     return right(name, model, inputs)
 
 
-masking.baseline_image = forgets_to_normalise
+baselines.baseline_image = forgets_to_normalise
 """
 """Zeros where the network sees them, not where pixels are black: the usual mistake."""
 
