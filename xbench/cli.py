@@ -303,7 +303,14 @@ def fetch(**options: Any) -> None:
     "--between-models",
     "view",
     flag_value="between-models",
-    help="Differences of models, on all images and on those that both classify correctly.",
+    help="Differences of models, on all images and on those that both classify correctly; of a "
+    "network of a pair, from the first arm's.",
+)
+@click.option(
+    "--effect",
+    "view",
+    flag_value="effect",
+    help="Differences of arms of training over pairs of networks.",
 )
 @click.option("--agreement", "view", flag_value="agreement", help="Agreement of metrics.")
 @click.option(
