@@ -368,7 +368,14 @@ def fetch(**options: Any) -> None:
     "--between-models",
     "view",
     flag_value="between-models",
-    help="Differences of models, on all images and on those that both classify correctly.",
+    help="Differences of models, on all images and on those that both classify correctly; of a "
+    "network of a pair, from the first arm's.",
+)
+@click.option(
+    "--effect",
+    "view",
+    flag_value="effect",
+    help="Differences of arms of training over pairs of networks.",
 )
 @click.option("--agreement", "view", flag_value="agreement", help="Agreement of metrics.")
 @click.option(
@@ -608,6 +615,105 @@ def info(name: str, plugin: tuple[str, ...]) -> None:
     from .info import description
 
     click.echo(description(name))
+
+
+@cli.group()
+def store() -> None:
+    """Look after part files: list, verify, tidy, bring together.
+
+    OUT is the folder that 'xbench run -o' was given, or the store in it; default: results.
+    """
+
+
+_FOLDER = click.Path(path_type=Path)
+_OUT = click.argument("out", type=_FOLDER, default="results")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+@store.command(name="ls")
+@_OUT
+@click.option("--cells", is_flag=True, help="A line for each cell.")
+@_JSON
+def store_ls(out: Path, cells: bool, as_json: bool) -> None:
+    """List what OUT holds.
+
+    Groups of data set and model, their cells, images, rows, parts, bytes, and which versions made
+    them.
+    """
+    from . import storekeeping as keeping
+
+    found = keeping.audit(keeping.find_store(out), deep=False)
+    if as_json:
+        click.echo(json.dumps(keeping.contents(found), indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_contents(found, cells=cells, width=_width()), nl=False)
+
+
+@store.command()
+@_OUT
+@_JSON
+def verify(out: Path, as_json: bool) -> int:
+    """Read every byte of OUT and say what is wrong.
+
+    Exit 1 if anything is. Nothing is changed.
+    """
+    from . import storekeeping as keeping
+
+    found = keeping.audit(keeping.find_store(out))
+    if as_json:
+        click.echo(json.dumps(keeping.findings_facts(found), indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_findings(found), nl=False)
+    return UNEXPECTED if found.findings else FINE
+
+
+@store.command()
+@_OUT
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--damaged", is_flag=True, help="Also damaged parts, which no run can read.")
+@_JSON
+def gc(out: Path, dry_run: bool, damaged: bool, as_json: bool) -> None:
+    """Remove from OUT what serves nothing.
+
+    That is: temporary files of dead writers, and parts all of whose rows other parts hold. Nothing
+    that a table could count goes.
+    """
+    from . import storekeeping as keeping
+
+    files = keeping.waste(keeping.audit(keeping.find_store(out)), damaged=damaged)
+    if not dry_run:
+        keeping.remove(files)
+    if as_json:
+        facts = keeping.waste_facts(files, is_gone=not dry_run)
+        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_waste(files, is_gone=not dry_run), nl=False)
+
+
+@store.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=_FOLDER)
+@click.option("--into", required=True, metavar="OUT", type=_FOLDER, help="Where to.")
+@_JSON
+def merge(sources: tuple[Path, ...], into: Path, as_json: bool) -> None:
+    """Copy the parts of other stores into OUT.
+
+    All are verified first, and nothing is copied if one is damaged or two contradict each other.
+    What is there already is skipped, so that running it again is harmless.
+    """
+    from . import storekeeping as keeping
+
+    done = keeping.merge(sources, into)
+    if as_json:
+        click.echo(json.dumps(keeping.merged_facts(done), indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_merged(done), nl=False)
+
+
+def _width() -> int | None:
+    """Of the terminal on standard output, if it is one."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 @cli.command()

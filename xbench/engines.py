@@ -25,7 +25,7 @@ import torch
 from . import offline, registry
 from .errors import XbenchError
 from .plan import Job
-from .runner import Report, place, provenance, run_unit
+from .runner import Report, facts_of, place, provenance, run_unit
 from .store import COLUMNS, Store
 from .suite import Choice
 
@@ -339,7 +339,7 @@ def _lost(job: Job, code: int) -> Report:
     places = {place(entry) for entries, _ in job.portions for entry in entries}
     report.errors.update((f"{where}: {status}", f"in unit {job.name}") for where in places)
     report.rows["error"] = len(rows)
-    facts = {"provenance": provenance(job), "slice": job.number, "events": []}
+    facts = {**facts_of(job, Choice), "provenance": provenance(job), "events": []}
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     if rows:
         group = Store(job.store).group(*job.group)

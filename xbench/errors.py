@@ -53,3 +53,7 @@ class BadWeights(XbenchError):  # noqa: N818
 
 class StoreError(XbenchError):
     """A stored file is damaged, foreign, or contradicts another."""
+
+
+class DamagedPart(StoreError):  # noqa: N818
+    """The bytes of a part are not those that were written."""

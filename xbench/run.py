@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -37,7 +38,7 @@ from .models.loading import weights_hash
 from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
-from .runner import Report, versions
+from .runner import Report, processor, versions
 from .sheets import write
 from .store import Store
 from .suite import Choice, Suite
@@ -207,12 +208,15 @@ def _write_run(
     facts = {
         "suite": plan.suite.resolved(),
         "arguments": sys.argv[1:],
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("XBENCH_")},
         "finished": finished,
         "seconds": round(seconds, 3),
         "versions": versions(),
         "hardware": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
+            "processor": processor(),
+            "gpus": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
             "device": plan.device,
         },
         "git": _git_state(),
@@ -249,6 +253,7 @@ def _write_run(
     atomic_write(folder / "provenance.json", origin.encode() + b"\n")
     atomic_write(folder / "run.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     atomic_write(folder / "table.csv", to_csv(results.table).encode())
+    atomic_write(folder / "table.parquet", results.table.to_parquet())
     atomic_write(folder / "table.md", render(results, "md").encode())
     atomic_write(folder / "per_image.parquet", results.per_image.to_parquet())
     errors = {key: text for report in reports for key, text in report.errors.items()}
