@@ -70,6 +70,7 @@ ORDER = (
     "published",
     "provenance",
     "storekeeping",
+    "storetext",
     "report",
     "compare",
     "run",
@@ -83,7 +84,17 @@ ORDER = (
 and others hold; ``registry.entries`` imports the four packages of entries by name on first use.
 """
 
-LIGHT = ("__init__", "errors", "document", "registry", "suite", "info", "storekeeping", "cli")
+LIGHT = (
+    "__init__",
+    "errors",
+    "document",
+    "registry",
+    "suite",
+    "info",
+    "storekeeping",
+    "storetext",
+    "cli",
+)
 """Modules that import no torch when they are imported."""
 
 HEAVY = {"torch", "torchvision", "captum", "pytorch_grad_cam", "quantus", "matplotlib", "timm"}

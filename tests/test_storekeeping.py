@@ -19,7 +19,7 @@ import pytest
 from conftest import Answer, Outcome, environment, last_run, small, suite_of
 
 import xbench.files
-from xbench import storekeeping
+from xbench import storekeeping, storetext
 from xbench.errors import StoreError, UsageError
 from xbench.run import run_suite
 from xbench.store import Group, Piece, Store, kept_table
@@ -222,7 +222,7 @@ def test_equal_duplicates_are_counted_and_harmless(group: Group) -> None:
     group.write("2", frame("d"), ELSEWHERE)
     found = look(group)
     assert (found.findings, found.duplicates, found.mixed) == ([], 3, 0)
-    assert "3 rows only repeat another, which is harmless" in storekeeping.show_findings(found)
+    assert "3 rows only repeat another, which is harmless" in storetext.show_findings(found)
     assert found.untold == 3
 
 
@@ -527,7 +527,7 @@ def test_unequal_rows_of_other_versions_are_brought_and_said(tmp_path: Path) -> 
     group.write("0", frame("bc", 0.6), ELSEWHERE)
     done = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "into")
     assert (len(done.copied), done.mixed) == (2, 1)
-    assert "1 row differ" in storekeeping.show_merged(done)
+    assert "1 row differ" in storetext.show_merged(done)
 
 
 @pytest.mark.parametrize("is_target", [True, False])

@@ -641,12 +641,13 @@ def store_ls(out: Path, cells: bool, as_json: bool) -> None:
     them.
     """
     from . import storekeeping as keeping
+    from . import storetext as text
 
     found = keeping.audit(keeping.find_store(out), deep=False)
     if as_json:
-        click.echo(json.dumps(keeping.contents(found), indent=1, allow_nan=False))
+        click.echo(json.dumps(text.contents(found), indent=1, allow_nan=False))
     else:
-        click.echo(keeping.show_contents(found, cells=cells, width=_width()), nl=False)
+        click.echo(text.show_contents(found, cells=cells, width=_width()), nl=False)
 
 
 @store.command()
@@ -658,12 +659,13 @@ def verify(out: Path, as_json: bool) -> int:
     Exit 1 if anything is. Nothing is changed.
     """
     from . import storekeeping as keeping
+    from . import storetext as text
 
     found = keeping.audit(keeping.find_store(out))
     if as_json:
-        click.echo(json.dumps(keeping.findings_facts(found), indent=1, allow_nan=False))
+        click.echo(json.dumps(text.findings_facts(found), indent=1, allow_nan=False))
     else:
-        click.echo(keeping.show_findings(found), nl=False)
+        click.echo(text.show_findings(found), nl=False)
     return UNEXPECTED if found.findings else FINE
 
 
@@ -679,15 +681,16 @@ def gc(out: Path, dry_run: bool, damaged: bool, as_json: bool) -> None:
     that a table could count goes.
     """
     from . import storekeeping as keeping
+    from . import storetext as text
 
     files = keeping.waste(keeping.audit(keeping.find_store(out)), damaged=damaged)
     if not dry_run:
         keeping.remove(files)
     if as_json:
-        facts = keeping.waste_facts(files, is_gone=not dry_run)
+        facts = text.waste_facts(files, is_gone=not dry_run)
         click.echo(json.dumps(facts, indent=1, allow_nan=False))
     else:
-        click.echo(keeping.show_waste(files, is_gone=not dry_run), nl=False)
+        click.echo(text.show_waste(files, is_gone=not dry_run), nl=False)
 
 
 @store.command()
@@ -701,12 +704,13 @@ def merge(sources: tuple[Path, ...], into: Path, as_json: bool) -> None:
     What is there already is skipped, so that running it again is harmless.
     """
     from . import storekeeping as keeping
+    from . import storetext as text
 
     done = keeping.merge(sources, into)
     if as_json:
-        click.echo(json.dumps(keeping.merged_facts(done), indent=1, allow_nan=False))
+        click.echo(json.dumps(text.merged_facts(done), indent=1, allow_nan=False))
     else:
-        click.echo(keeping.show_merged(done), nl=False)
+        click.echo(text.show_merged(done), nl=False)
 
 
 def _width() -> int | None:
