@@ -98,21 +98,23 @@ def _fitting(sheet: Sheet, console: Console) -> Iterator[Table]:
     unlimited = console.options.update(max_width=100_000)
     part: list[int] = []
     for at in range(sheet.stub, len(sheet.headings)):
-        table = _terminal(sheet, [*part, at])
+        table = _terminal(sheet, [*part, at], console.width)
         if part and Measurement.get(console, unlimited, table).maximum > console.width:
-            yield _terminal(sheet, part)
+            yield _terminal(sheet, part, console.width)
             part = []
         part.append(at)
-    yield _terminal(sheet, part)
+    yield _terminal(sheet, part, console.width)
 
 
-def _terminal(sheet: Sheet, columns: Sequence[int]) -> Table:
+def _terminal(sheet: Sheet, columns: Sequence[int], width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown = [*range(sheet.stub), *columns]
     for at in shown:
         justify: Literal["left", "right"] = "left" if at < sheet.stub else "right"
-        is_number = at >= sheet.stub
-        table.add_column(Text(sheet.headings[at]), justify=justify, no_wrap=is_number)
+        is_label = at < sheet.stub  # sentences may be broken, numbers may not
+        most = max(LONG, int(0.45 * width)) if is_label else None
+        heading = Text(sheet.headings[at])
+        table.add_column(heading, justify=justify, no_wrap=not is_label, max_width=most)
     wide = {at: max((len(row[at].mark) for row in sheet.rows), default=0) for at in shown}
     for number, row in enumerate(sheet.rows):
         texts = []
@@ -159,6 +161,8 @@ PAGE = 83, 45
 """Digits beside one another, and lines, that a page of an article has room for in small print."""
 NARROW, WIDE = frozenset(" .,:;!|/'[]()fijlt"), frozenset("+-=%mwABCDEFGHIJKLMNOPQRSTUVWXYZ")
 """Characters that are about half, and a third more, as wide as a digit."""
+SENTENCE = 40
+"""A label wider than so many digits gets that much room, in as many lines as it takes."""
 LONG = 24
 """Characters of a label before its parameters go to a second line."""
 
@@ -183,7 +187,7 @@ def _latex(sheet: Sheet) -> str:
             r"\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{escaped(title)}}}",
             r"\smallskip",
-            rf"\begin{{tabular}}{{{''.join('l' if c < sheet.stub else 'r' for c in columns)}}}",
+            rf"\begin{{tabular}}{{{''.join(_side(sheet, c) for c in columns)}}}",
             r"\toprule",
             *_beneath([list(map(escaped, sheet.headings[c].splitlines())) for c in columns]),
             r"\midrule",
@@ -208,11 +212,7 @@ def _pages(sheet: Sheet) -> Iterator[tuple[list[int], range]]:
     room, most = PAGE
 
     def wide(column: int) -> float:
-        texts = sheet.headings[column].splitlines()
-        for row in sheet.rows:
-            first, *rest = _lines(row[column], is_label=column < sheet.stub)
-            texts += [first + row[column].mark, *rest]
-        return 1.5 + max(map(_digits, texts), default=0.0)
+        return min(_wide(sheet, column), SENTENCE)
 
     stub = list(range(sheet.stub))
     parts: list[list[int]] = [[]]
@@ -232,6 +232,22 @@ def _pages(sheet: Sheet) -> Iterator[tuple[list[int], range]]:
                 start, tall = row, 0
             tall += height
         yield [*stub, *columns], range(start, len(heights))
+
+
+def _wide(sheet: Sheet, column: int) -> float:
+    """The width of a column, in digits."""
+    texts = sheet.headings[column].splitlines()
+    for row in sheet.rows:
+        first, *rest = _lines(row[column], is_label=column < sheet.stub)
+        texts += [first + row[column].mark, *rest]
+    return 1.5 + max(map(_digits, texts), default=0.0)
+
+
+def _side(sheet: Sheet, column: int) -> str:
+    """Labels stand left, numbers right; sentences are broken into lines."""
+    if column < sheet.stub and _wide(sheet, column) > SENTENCE:
+        return r"p{.45\textwidth}"
+    return "l" if column < sheet.stub else "r"
 
 
 def _digits(text: str) -> float:

@@ -409,7 +409,9 @@ def _effect_sheet(
     adjusted = holm(p)
     columns = [(m.label, f"{m.symbol}{ARROW[m.better]}", m.better, method) for m, method in names]
     columns += [("accuracy", "acc., %", "higher", "")] * (len(effect) - len(names))
-    rows, records, rules = [], [], set()
+    rows: list[tuple[Cell, ...]] = []
+    records: list[dict[str, Any]] = []
+    rules: set[int] = set()
     for at, (label, heading, better, method) in enumerate(columns):
         if np.isnan(effect[at]):
             continue
