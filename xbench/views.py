@@ -369,7 +369,9 @@ def _effect(
     for pair in pairs:
         base, other = bases[pair], others[pair]
         for words, keys, *sides in _sides(results, base, other, methods, metrics):
-            before, after = (side.transpose(0, 2, 1).reshape(len(keys), -1) for side in sides)
+            before, after = (
+                side.transpose(0, 2, 1).reshape(len(keys), len(names)) for side in sides
+            )
             lacks = np.isnan(before) | np.isnan(after)
             means = [column_means(np.where(lacks, np.nan, side)) for side in (before, after)]
             if words == ALL:
@@ -382,7 +384,7 @@ def _effect(
     shown = [0] * len(pairs)
     for words, found in by_words.items():
         counts = [count for count, _, _ in found]
-        if counts != shown:
+        if any(counts) and counts != shown:
             yield _effect_sheet(first, second, words, pairs, names, found)
             shown = counts
 
