@@ -488,9 +488,14 @@ def test_every_suite_runs_on_stand_ins_and_is_set_beside_its_table(
     lines = [line.split() for line in text.splitlines()]
     assert ["CIFAR-100", "ResNet-18,", "ours", "ACC", "72.86"] in [line[:5] for line in lines]
     assert (
-        command("table", name, "--published", "--format", "md", *common).out.count("| CIFAR-100 |")
+        command("table", name, "--published", "--format", "md", *common).out.count(
+            "| `CIFAR-100` |"
+        )
         == 4
     )
+    latex = command("table", name, "--published", "--format", "latex", *common).out
+    assert "CIFAR-100 & ResNet-18, ours &" in latex
+    assert "& 72.86 &" in latex
     table = pd.read_csv(
         io.StringIO(command("table", name, "--published", "--format", "csv", *common).out)
     )

@@ -91,6 +91,24 @@ def test_constant_scores_have_an_interval_of_no_width_and_single_ones_none() -> 
     assert np.isnan(low[0])
 
 
+def test_student_equals_scipy_and_leaves_out_what_is_missing() -> None:
+    values = np.random.default_rng(3).normal(size=(5, 4)) + 0.5
+    values[2, 1] = np.nan
+    low, high, p = statistics.student_intervals(values)
+    for at in range(4):
+        expected = scipy.stats.ttest_1samp(values[~np.isnan(values[:, at]), at], 0)
+        interval = expected.confidence_interval(0.95)
+        ours = low[at], high[at], p[at]
+        assert ours == pytest.approx((interval.low, interval.high, expected.pvalue), rel=1e-12)
+
+
+def test_one_value_has_no_interval_and_equal_ones_need_none() -> None:
+    low, high, p = statistics.student_intervals(np.array([[1.0, 2.0, 0.0], [np.nan, 2.0, 0.0]]))
+    np.testing.assert_equal(low, [np.nan, 2, 0])
+    np.testing.assert_equal(high, [np.nan, 2, 0])
+    np.testing.assert_equal(p, [np.nan, 0, 1])
+
+
 def test_few_sign_patterns_are_all_gone_through() -> None:
     differences = np.random.default_rng(3).normal(0.4, 1, size=(9, 2))
     theirs = scipy.stats.permutation_test(

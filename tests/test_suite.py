@@ -69,6 +69,47 @@ def test_quick_compares_both_embedded_networks_and_needs_no_data() -> None:
     ]
 
 
+def arms(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": "plug/tiny", "seed": at, "label": str(at), "arm": arm, "pair": pair}
+        for at, (arm, pair) in enumerate(pairs)
+    ]
+
+
+def test_arm_and_pair_are_no_part_of_a_network_but_of_the_suite() -> None:
+    suite = suite_of(models=arms(("a", 0), ("b", 0)))
+    plain = suite_of(models=[{"name": "plug/tiny", "seed": 0, "label": "0"}])
+    assert suite.models[0] == plain.models[0]
+    assert suite.models[0].identity() == plain.models[0].identity()
+    again = load_suite(Document(suite.resolved(), "s", {}))
+    assert [choice.replicate for choice in again.models] == [c.replicate for c in suite.models]
+    assert suite.models[1].replicate is not None
+    assert suite.models[1].replicate.arm == "b"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        ([("a", 0), ("a", 1)], "there is no arm but 'a'; an effect is that of one arm against"),
+        ([("a", 0), ("b", 0), ("b", 1)], "arm 'b' has pairs 0, 1, but arm 'a' has 0; every pair"),
+        ([("a", 0), ("b", 0), ("b", 0)], "arm 'b' has pair 0 more than once"),
+        ([("a", -1), ("b", 0)], "pair: input should be greater than or equal to 0, but found -1"),
+        ([("", 0), ("b", 0)], "arm is a name of 1 to 40 printable characters, but found ''"),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(
+    pairs: list[tuple[str, Any]], sentence: str
+) -> None:
+    (problem,) = refusals(small(models=arms(*pairs)))
+    assert sentence in problem
+    assert "models" in problem
+
+
+def test_an_arm_without_a_pair_is_refused() -> None:
+    (problem,) = refusals(small(models=[{"name": "plug/tiny", "arm": "a"}]))
+    assert "'pair' is missing: 'arm' and 'pair' belong together" in problem
+
+
 def test_a_name_alone_takes_every_default() -> None:
     suite = suite_of(methods=["var_grad"])
     assert dict(suite.methods[0].params) == {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ from test_tables import FACTS_OF_PART, Scores, plan_of, stored
 from xbench import run as runs
 from xbench.compare import read_results
 from xbench.leaderboard import leaderboards, render
-from xbench.plan import Plan
-from xbench.sheets import Sheet, write
+from xbench.plan import Plan, make_plan
+from xbench.sheets import Cell, Sheet, write
 from xbench.store import COLUMNS, Store
 from xbench.tables import Results, collect, from_files, to_csv
-from xbench.views import sheets
+from xbench.views import View, sheets
 
 pytestmark = pytest.mark.usefixtures("plugin")
 
@@ -37,7 +39,14 @@ def stored_by_model(
     for group in plan.groups:
         label = group.model.label
         rows = [
-            (cell.id, key, 0, int(at in wrong.get(label, set())), 0.5, value, "ok")
+            (
+                cell.id,
+                key,
+                0,
+                int(at in wrong.get(label, set())),
+                0.5,
+                *((math.nan, value) if isinstance(value, str) else (value, "ok")),
+            )
             for cell in group.cells
             for at, ((_, key), value) in enumerate(
                 zip(
@@ -145,6 +154,87 @@ def test_models_differ_on_all_images_and_on_those_that_both_classify_correctly(
     assert "-0.106▲" in text, "a lower deletion is better, and it is sure"
 
 
+def test_where_both_are_right_on_all_images_one_sheet_is_enough(tmp_path: Path) -> None:
+    plan = plan_of(models=TWO, methods=["gradient"], metrics=["deletion"])
+    scores: dict[str, Scores] = {
+        model: {("gradient", "deletion"): [0.1, 0.2, 0.3, 0.4]} for model in ("plug/tiny", "other")
+    }
+    (sheet,) = sheets(stored_by_model(plan, tmp_path, scores, {}), "between-models")
+    assert sheet.title == "plug/noise: other minus plug/tiny, all 4 images"
+
+
+# --- effects over pairs of networks ---------------------------------------------------------------
+
+ARMS = [
+    {"name": "plug/tiny", "seed": 2 * pair + at, "label": f"{arm} {pair}", "arm": arm, "pair": pair}
+    for pair in range(3) for at, arm in enumerate(("plain", "smooth"))
+]  # fmt: skip
+
+
+def trained(folder: Path) -> Results:
+    """Deletion of the smooth networks is less by 0.1, 0.2 and 0.6; one image of theirs failed."""
+    plan = plan_of(models=ARMS, methods=["gradient", "grad_cam"], metrics=["deletion"])
+    scores: dict[str, Scores] = {}
+    for pair, gain in enumerate((0.1, 0.2, 0.6)):
+        before = [0.7, 0.8, 0.9, 0.8 + 0.01 * pair]
+        scores[f"plain {pair}"] = {("gradient", "deletion"): before}
+        after: list[float | str] = [value - gain for value in before]
+        scores[f"smooth {pair}"] = {("gradient", "deletion"): [*after[:3], "failed: mask"]}
+    return stored_by_model(plan, folder, scores, {"smooth 0": {0}, "plain 2": {1, 2}})
+
+
+def test_an_effect_is_a_mean_over_pairs_of_networks_by_hand(tmp_path: Path) -> None:
+    found = sheets(trained(tmp_path), "effect")
+    assert found[0].title == "plug/noise: smooth minus plain, 3 pairs of networks, all 4 images"
+    rows = records(found[:1]).set_index("metric")
+    deletion = rows.loc["deletion"]
+    assert deletion[["pair_0", "pair_1", "pair_2"]].tolist() == pytest.approx([-0.1, -0.2, -0.6])
+    assert deletion["difference"] == pytest.approx(-0.3)
+    assert deletion["base_mean"] == pytest.approx(0.8), "on images that both have scores of"
+    error = math.sqrt((0.2**2 + 0.1**2 + 0.3**2) / 2 / 3)
+    assert deletion["ci_high"] == pytest.approx(-0.3 + 4.302653 * error), "t of 2 degrees"
+    sigmas = 0.3 / error
+    assert deletion["p"] == pytest.approx(1 - sigmas / math.sqrt(2 + sigmas**2)), "its closed form"
+    accuracy = rows.loc["accuracy"]
+    assert accuracy[["pair_0", "pair_1", "pair_2"]].tolist() == [-25, 0, 50]
+    assert "The network is the unit" in found[0].notes[0]
+    assert found[1].title.endswith("2 to 4 images that both classify correctly")
+
+
+def test_networks_of_a_pair_are_compared_with_each_other(tmp_path: Path) -> None:
+    titles = [sheet.title.split(",")[0] for sheet in sheets(trained(tmp_path), "between-models")]
+    assert list(dict.fromkeys(titles)) == [
+        f"plug/noise: smooth {pair} minus plain {pair}" for pair in range(3)
+    ]
+
+
+def test_without_a_whole_pair_there_is_no_effect(tmp_path: Path) -> None:
+    assert sheets(stored(plan_of(), tmp_path, {}), "effect") == []
+    trained(tmp_path)
+    suite = plan_of(models=ARMS, methods=["gradient", "grad_cam"], metrics=["deletion"]).suite
+    for kept, pairs in (
+        (["plain*"], []),
+        (["plain 0", "smooth 1"], []),
+        (["plain*", "smooth 1"], [1]),
+    ):
+        results = collect(make_plan(suite.narrowed(models=kept), None), Store(tmp_path))
+        found = records(sheets(results, "effect"))
+        assert [name for name in found if name.startswith("pair_")] == [f"pair_{p}" for p in pairs]
+
+
+def test_one_pair_has_no_interval(tmp_path: Path) -> None:
+    plan = plan_of(models=ARMS[:2], methods=["gradient"], metrics=["deletion"])
+    scores: dict[str, Scores] = {
+        "plain 0": {("gradient", "deletion"): [0.5] * 4},
+        "smooth 0": {("gradient", "deletion"): [0.4] * 4},
+    }
+    never = {"plain 0": {0, 1, 2, 3}}  # so that no image is left that both classify correctly
+    (sheet,) = sheets(stored_by_model(plan, tmp_path, scores, never), "effect")
+    assert math.isnan(records([sheet])["ci_low"][0])
+    assert "without an interval" in sheet.notes[0]
+    assert "nan" not in write([sheet], "terminal")
+
+
 def test_one_model_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
     assert sheets(stored(plan_of(), tmp_path, {}), "between-models") == []
 
@@ -207,11 +297,42 @@ def test_a_pivot_has_methods_by_models_and_latex_its_marks(tmp_path: Path) -> No
     text = write([sheet], "latex")
     assert r"grad\_cam & plug/tiny & \textbf{0.1000}" in text
     assert r"grad\_cam & other & \underline{0.4000}" in text
-    assert r"\shortstack{Del $\downarrow$ \\ black}" in text
+    assert "method & model & Del $\\downarrow$ \\\\\n &  & black \\\\[2pt]\n\\midrule" in text
     assert text.count(r"\midrule") == 3
     assert text.count("{") == text.count("}")
     for word in (r"\toprule", r"\bottomrule", r"\begin{table}", r"\end{table}"):
         assert text.count(word) == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on the path")
+def test_latex_compiles_with_booktabs_alone_and_fits_the_page(tmp_path: Path) -> None:
+    plan = plan_of(models=ARMS, methods=["gradient", "grad_cam", "smooth_grad", "random"],
+                   metrics=["deletion", "average_drop", "insertion", "rcap"])  # fmt: skip
+    scores: Scores = {
+        (m, k): [0.1 + 0.2 * at, 0.2 + at * 0.3, 0.15, 0.1]
+        for at, m in enumerate(("gradient", "grad_cam", "random")) for k in ("deletion", "rcap")
+    }  # fmt: skip
+    by_model = {str(model["label"]): scores for model in ARMS}
+    results = stored_by_model(plan, tmp_path / "store", by_model, {})
+    views: tuple[View, ...] = ("leaderboard", "pivot", "pairs", "between-models", "effect",
+                               "agreement")  # fmt: skip
+    found = [sheet for view in views for sheet in sheets(results, view)]
+    odd = "a_b & 50% of {x} <y> #1 ~z^2 ▲"
+    found.append(
+        Sheet(odd, ("[a]", "b"), tuple((Cell("[0]"), Cell(f"[{n}]\n[2]", "▼")) for n in range(60)),
+              1, (odd,), ())
+    )  # fmt: skip
+    text = "\\clearpage\n".join(write([sheet], "latex") for sheet in found)
+    path = tmp_path / "tables.tex"
+    lines = (r"\documentclass{article}", r"\usepackage{booktabs}", r"\begin{document}", text)
+    path.write_text("\n".join([*lines, r"\end{document}"]))
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", path.name],
+        cwd=tmp_path, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    log = (tmp_path / "tables.log").read_text(errors="replace")
+    assert done.returncode == 0, [line for line in log.splitlines() if line.startswith("!")]
+    assert "Overfull" not in log
 
 
 # --- the files of a run ---------------------------------------------------------------------------

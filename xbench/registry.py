@@ -234,12 +234,16 @@ def _add(entry: Entry) -> None:
 
 def entries(kind: str) -> dict[str, Entry]:
     """All entries of a kind by name; installed plug-ins are listed without being imported."""
+    _scan(kind)
+    return dict(sorted(_entries[kind].items()))
+
+
+def _scan(kind: str) -> None:
     if kind not in _scanned:
         _scanned.add(kind)
         importlib.import_module(_HOMES.get(kind, f"xbench.{kind}"))
         for point in entry_points(group=f"xbench.{kind}"):
             _add_installed(kind, point)
-    return dict(sorted(_entries[kind].items()))
 
 
 def _add_installed(kind: str, point: EntryPoint) -> None:
@@ -337,9 +341,9 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
 
 def entry_of(kind: str, name: str) -> Entry | None:
     """The entry of that name; whether a family knows the name shows when its class is loaded."""
-    known = entries(kind)
-    if name in known:
-        return known[name]
+    _scan(kind)
+    if name in _entries[kind]:
+        return _entries[kind][name]
     for family in families(kind):
         if name.startswith(family.prefix) and NAME.fullmatch(name):
             load = partial(family.load, name.removeprefix(family.prefix))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,20 +98,23 @@ def _fitting(sheet: Sheet, console: Console) -> Iterator[Table]:
     unlimited = console.options.update(max_width=100_000)
     part: list[int] = []
     for at in range(sheet.stub, len(sheet.headings)):
-        table = _terminal(sheet, [*part, at])
+        table = _terminal(sheet, [*part, at], console.width)
         if part and Measurement.get(console, unlimited, table).maximum > console.width:
-            yield _terminal(sheet, part)
+            yield _terminal(sheet, part, console.width)
             part = []
         part.append(at)
-    yield _terminal(sheet, part)
+    yield _terminal(sheet, part, console.width)
 
 
-def _terminal(sheet: Sheet, columns: Sequence[int]) -> Table:
+def _terminal(sheet: Sheet, columns: Sequence[int], width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown = [*range(sheet.stub), *columns]
     for at in shown:
         justify: Literal["left", "right"] = "left" if at < sheet.stub else "right"
-        table.add_column(Text(sheet.headings[at]), justify=justify, no_wrap=True)
+        is_label = at < sheet.stub  # sentences may be broken, numbers may not
+        most = max(LONG, int(0.45 * width)) if is_label else None
+        heading = Text(sheet.headings[at])
+        table.add_column(heading, justify=justify, no_wrap=not is_label, max_width=most)
     wide = {at: max((len(row[at].mark) for row in sheet.rows), default=0) for at in shown}
     for number, row in enumerate(sheet.rows):
         texts = []
@@ -148,45 +152,131 @@ def _markdown(sheet: Sheet) -> str:
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "▲": r"$\blacktriangle$",
-    "▼": r"$\blacktriangledown$", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "▲": r"$\triangle$",
+    "▼": r"$\bigtriangledown$", "<": r"$<$", ">": r"$>$", "|": r"\textbar{}",
 }  # fmt: skip
+
+
+PAGE = 83, 45
+"""Digits beside one another, and lines, that a page of an article has room for in small print."""
+NARROW, WIDE = frozenset(" .,:;!|/'[]()fijlt"), frozenset("+-=%mwABCDEFGHIJKLMNOPQRSTUVWXYZ")
+"""Characters that are about half, and a third more, as wide as a digit."""
+SENTENCE = 40
+"""A label wider than so many digits gets that much room, in as many lines as it takes."""
+LONG = 24
+"""Characters of a label before its parameters go to a second line."""
 
 
 def escaped(text: str) -> str:
     """Text as LaTeX prints it."""
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    plain = "".join(_SPECIAL.get(character, character) for character in text)
+    plain = re.sub(r"(?<![\w.])-(?=[\d.])", "$-$", plain)
+    return re.sub(r"^\[", "{[}", plain)  # behind the end of a row it would be read as a length
 
 
 def _latex(sheet: Sheet) -> str:
-    columns = "l" * sheet.stub + "r" * (len(sheet.headings) - sheet.stub)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escaped(sheet.title)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        " & ".join(_stacked(heading) for heading in sheet.headings) + r" \\",
-        r"\midrule",
+    """As many tables as it takes to show every column and row on pages; notes below the last."""
+    parts = list(_pages(sheet))
+    tables = []
+    for at, (columns, rows) in enumerate(parts, 1):
+        title = sheet.title + (f" ({at} of {len(parts)})" if len(parts) > 1 else "")
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            r"\scriptsize",
+            r"\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{escaped(title)}}}",
+            r"\smallskip",
+            rf"\begin{{tabular}}{{{''.join(_side(sheet, c) for c in columns)}}}",
+            r"\toprule",
+            *_beneath([list(map(escaped, sheet.headings[c].splitlines())) for c in columns]),
+            r"\midrule",
+        ]
+        for row in rows:
+            if row in sheet.rules and row != rows[0]:
+                lines.append(r"\midrule")
+            cells = ((sheet.rows[row][c], c < sheet.stub) for c in columns)
+            lines += _beneath([_latex_cell(cell, is_label=is_label) for cell, is_label in cells])
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        if at == len(parts):
+            lines += [rf"\par\raggedright {escaped(note)}" for note in sheet.notes]
+        lines.append(r"\end{table}")
+        if rows[-1] + 1 < len(sheet.rows):
+            lines.append(r"\clearpage")  # it is full; LaTeX keeps few floats waiting
+        tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
+
+
+def _pages(sheet: Sheet) -> Iterator[tuple[list[int], range]]:
+    """Columns and rows of each table."""
+    room, most = PAGE
+
+    def wide(column: int) -> float:
+        return min(_wide(sheet, column), SENTENCE)
+
+    stub = list(range(sheet.stub))
+    parts: list[list[int]] = [[]]
+    for column in range(sheet.stub, len(sheet.headings)):
+        if parts[-1] and sum(map(wide, [*stub, *parts[-1], column])) > room:
+            parts.append([])
+        parts[-1].append(column)
+    heights = [
+        max(len(_lines(cell, is_label=at < sheet.stub)) for at, cell in enumerate(row))
+        for row in sheet.rows
     ]
-    for at, row in enumerate(sheet.rows):
-        if at in sheet.rules:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(_latex_cell(cell) for cell in row) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {escaped(note)}" for note in sheet.notes]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    for columns in parts:
+        start, tall = 0, 0
+        for row, height in enumerate(heights):
+            if tall + height > most:
+                yield [*stub, *columns], range(start, row)
+                start, tall = row, 0
+            tall += height
+        yield [*stub, *columns], range(start, len(heights))
 
 
-def _stacked(text: str) -> str:
-    if "\n" not in text:
-        return escaped(text)
-    lines = r" \\ ".join(escaped(line) for line in text.splitlines())
-    return rf"\shortstack{{{lines}}}"
+def _wide(sheet: Sheet, column: int) -> float:
+    """The width of a column, in digits."""
+    texts = sheet.headings[column].splitlines()
+    for row in sheet.rows:
+        first, *rest = _lines(row[column], is_label=column < sheet.stub)
+        texts += [first + row[column].mark, *rest]
+    return 1.5 + max(map(_digits, texts), default=0.0)
 
 
-def _latex_cell(cell: Cell) -> str:
+def _side(sheet: Sheet, column: int) -> str:
+    """Labels stand left, numbers right; sentences are broken into lines."""
+    if column < sheet.stub and _wide(sheet, column) > SENTENCE:
+        return r"p{.45\textwidth}"
+    return "l" if column < sheet.stub else "r"
+
+
+def _digits(text: str) -> float:
+    """How wide it is printed, in digits."""
+    return sum(0.5 if c in NARROW else 1.35 if c in WIDE else 1.0 for c in text)
+
+
+def _lines(cell: Cell, *, is_label: bool) -> list[str]:
+    """A cell's text; a long label's parameters have a line of their own."""
+    if is_label and len(cell.text) > LONG:
+        return cell.text.replace("(", "\n(", 1).splitlines()
+    return [*cell.text.splitlines()] or [""]
+
+
+def _beneath(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A row whose cells have one line or more, as that many rows."""
+    tall = max(map(len, cells))
+    rows = [
+        " & ".join(cell[at] if at < len(cell) else "" for cell in cells) + r" \\"
+        for at in range(tall)
+    ]
+    return rows if tall == 1 else [*rows[:-1], f"{rows[-1]}[2pt]"]
+
+
+def _latex_cell(cell: Cell, *, is_label: bool) -> list[str]:
+    """Its lines."""
     command = {"best": r"\textbf", "second": r"\underline", "": ""}[cell.style]
-    text = escaped(cell.text.replace("\n", " "))
-    text = rf"{command}{{{text}}}" if command else text
-    return text + (rf"$^{{\mathrm{{{escaped(cell.mark).replace('$', '')}}}}}$" if cell.mark else "")
+    first, *rest = map(escaped, _lines(cell, is_label=is_label))
+    text = rf"{command}{{{first}}}" if command else first
+    if cell.mark:
+        text += rf"$^{{\mathrm{{{escaped(cell.mark).replace('$', '')}}}}}$"
+    return [text, *rest]

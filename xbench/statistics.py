@@ -425,6 +425,8 @@ def agreement_of_metrics(
 ) -> tuple[Floats, Floats, Floats]:
     """Kendall's tau between metrics' rankings of methods, with percentile intervals over images.
 
+    Means that agree to four digits are tied, as in :func:`ranking`.
+
     Args:
         values: (N, M, K), images by methods by metrics.
         better: of the K metrics.
@@ -438,11 +440,11 @@ def agreement_of_metrics(
     boot = bootstrap_means(values.reshape(images, -1), keys, draws)
     taus = np.concatenate(
         [
-            kendall_tau(part.reshape(-1, methods, metrics), better)
+            kendall_tau(four_digits(part.reshape(-1, methods, metrics)), better)
             for part in np.array_split(boot, max(1, draws // CHUNK))
         ]
     )
-    tau = kendall_tau(column_means(values), better)
+    tau = kendall_tau(four_digits(column_means(values)), better)
     low, high = np.full((2, *tau.shape), np.nan)
     for pair in zip(*np.nonzero(~np.isnan(tau)), strict=True):
         drawn = taus[(slice(None), *pair)]

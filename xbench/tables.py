@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -300,26 +301,28 @@ def _summary(cell: Cell, rows: pd.DataFrame | None, asked: int) -> dict[str, Any
     if rows is None:
         status = "skipped" if cell.skipped else "missing"
         reason = f"skipped: {cell.skipped}" if cell.skipped else "not computed yet"
-        return _numbers(pd.Series(dtype=float)) | {
+        return _numbers([]) | {
             "images": 0, "degenerate": 0, "failed": 0, "status": status, "reason": reason,
         }  # fmt: skip
-    scored = rows["status"].isin(SCORED)
-    others = rows.loc[~scored, "status"].value_counts().sort_index()
-    reason = "; ".join(f"{count} x {words}" for words, count in others.items())
+    counts = Counter(rows["status"].tolist())
+    others = sorted((words, count) for words, count in counts.items() if words not in SCORED)
     lacking = asked - len(rows)
+    notes = [f"{count} x {words}" for words, count in others]
     if lacking:
-        reason = "; ".join(filter(None, (reason, f"{lacking} not computed yet")))
-    words = set(rows.loc[~scored, "status"].str.split(":").str[0])
-    if scored.any():
-        status = "partial" if words or lacking else "ok"
+        notes.append(f"{lacking} not computed yet")
+    known = sum(counts[word] for word in SCORED)
+    if known:
+        status = "partial" if notes else "ok"
+        values = rows["value"].to_numpy()[rows["status"].isin(SCORED).to_numpy()]
     else:
-        status = min(words) if words else "missing"
-    return _numbers(rows.loc[scored, "value"]) | {
-        "images": int(scored.sum()),
-        "degenerate": int((rows["status"] == "degenerate").sum()),
-        "failed": int((~scored & ~rows["status"].str.startswith("skipped")).sum()),
+        status = min((words.split(":")[0] for words, _ in others), default="missing")
+        values = np.empty(0)
+    return _numbers(values.tolist()) | {
+        "images": known,
+        "degenerate": counts["degenerate"],
+        "failed": sum(count for words, count in others if not words.startswith("skipped")),
         "status": status,
-        "reason": reason,
+        "reason": "; ".join(notes),
     }
 
 

@@ -41,6 +41,7 @@ View = Literal[
     "leaderboard", "pivot", "pairs", "between-models", "effect", "agreement", "sensitivity",
     "published",
 ]  # fmt: skip
+ALL = "all images"
 TRIANGLE = "▲ better, ▼ worse: paired sign-flip test, Holm over {tests:,} tests, 5 %."
 
 
@@ -113,7 +114,10 @@ def _pivots(results: Results) -> Iterator[Sheet]:
         methods = dict.fromkeys(m for board in shown.values() for m in board.methods)
         controls = {m for board in shown.values() for m in board.methods if m not in board.ranks}
         metrics = dict.fromkeys(m for board in shown.values() for m in board.metrics)
-        headings = {m: heading_of(board, m) for board in shown.values() for m in board.metrics}
+        headings = {
+            m: max((heading_of(b, m) for b in shown.values() if m in b.metrics), key=len)
+            for m in metrics
+        }
         rows: list[tuple[str, str, list[Cell]]] = []
         records: list[dict[str, Any]] = []
         rules: set[int] = set()
@@ -139,16 +143,21 @@ def _pivots(results: Results) -> Iterator[Sheet]:
             (
                 *(f"{model}: {board.card}" for model, board in shown.items() if board.card),
                 "Bold: best of its model; underlined: second best.",
-                *_level_note(shown.values()),
+                *_legends(shown),
             ),
             tuple(records),
             frozenset(rules),
         )
 
 
-def _level_note(boards: Any) -> Iterator[str]:
-    if any(board.level for board in boards):
+def _legends(boards: Mapping[str, Leaderboard]) -> Iterator[str]:
+    """Of the signs behind numbers and headings."""
+    if any(board.level for board in boards.values()):
         yield "= not separable from the best of its model (paired sign-flip test, Holm, 5 %)."
+    lines = {model: notes_of(board) for model, board in boards.items()}
+    yield from dict.fromkeys(x for own in lines.values() for x in own if x[:2] in ("r ", "i "))
+    for model, own in lines.items():
+        yield from (f"{x[:2]}{model}: {x[2:]}" for x in own if x[:2] == "! ")
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -168,6 +177,7 @@ def _pairs(results: Results, group: GroupCaption) -> Iterator[Sheet]:
     adjusted = holm(p.ravel()).reshape(p.shape)
     rows, records = [], []
     for at, metric in enumerate(metrics):
+        heading = f"{metric.symbol}{ARROW[metric.better]}"
         moved = values[:, first, at] - values[:, second, at]
         found = zip(
             first, second, column_means(moved), *bca_intervals(moved, keys), adjusted[at],
@@ -175,8 +185,8 @@ def _pairs(results: Results, group: GroupCaption) -> Iterator[Sheet]:
         )  # fmt: skip
         for one, other, mean, low, high, sure, count in found:
             rows.append(
-                (Cell(metric.symbol), Cell(methods[one]), Cell(methods[other]),
-                 _difference(mean, low, high, sure, metric.better), Cell(_p(sure)))
+                (Cell(heading), Cell(methods[one]), Cell(methods[other]),
+                 *_apart(mean, low, high, sure, metric.better), Cell(_p(sure)))
             )  # fmt: skip
             records.append(
                 {"dataset": group.dataset, "model": group.model, "metric": metric.label,
@@ -185,23 +195,32 @@ def _pairs(results: Results, group: GroupCaption) -> Iterator[Sheet]:
                  "p_holm": sure}
             )  # fmt: skip
     yield Sheet(
-        f"{group.title}: differences of methods on the same images",
-        ("metric", "method", "other", "method - other\n[95 %]", "p"),
+        f"{group.title}: method minus other on the same images",
+        ("metric", "method", "other", "difference", "95 %\ninterval", "p,\nHolm"),
         tuple(rows),
         3,
         (TRIANGLE.format(tests=int((~np.isnan(p)).sum())),),
         tuple(records),
+        frozenset(range(len(first), len(rows), len(first))),
     )
 
 
 def _difference(mean: float, low: float, high: float, p: float, better: str) -> Cell:
-    if math.isnan(mean):
-        return Cell("-")
+    """With its interval on a second line."""
+    moved, interval = _apart(mean, low, high, p, better)
+    return Cell("\n".join(filter(None, (moved.text, interval.text))), moved.mark, moved.style)
+
+
+def _apart(mean: float, low: float, high: float, p: float, better: str) -> tuple[Cell, Cell]:
     mark = ""
     if p < 1 - LEVEL and better != "neither":
         mark = "▲" if (mean > 0) == (better == "higher") else "▼"
-    interval = "" if math.isnan(low) else f"\n[{low:+.3g}, {high:+.3g}]"
-    return Cell(f"{mean:+.3g}{interval}", mark, "best" if mark == "▲" else "")
+    interval = "" if math.isnan(low) else f"[{_plus(low)}, {_plus(high)}]"
+    return Cell(_plus(mean), mark, "best" if mark == "▲" else ""), Cell(interval)
+
+
+def _plus(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+.3g}" if value else "0"
 
 
 def _p(p: float) -> str:
@@ -256,7 +275,7 @@ def _sides(
     right = [_right(results.of(group.dataset, group.model)) for group in (base, other)]
     shared = sorted(set(sides[0][0]) & set(sides[1][0]))
     both = sorted(set(shared) & right[0] & right[1])
-    for words, keys in (("all images", shared), ("images that both classify correctly", both)):
+    for words, keys in ((ALL, shared), ("images that both classify correctly", both)):
         before, after = (
             values[pd.Index(known).get_indexer(pd.Index(keys))] for known, values in sides
         )
@@ -265,14 +284,23 @@ def _sides(
 
 def _two_models(results: Results, base: GroupCaption, other: GroupCaption) -> Iterator[Sheet]:
     methods, metrics = _common([base, other])
+    shown: list[str] = []  # where both classify every image correctly, one sheet is enough
     for words, keys, before, after in _sides(results, base, other, methods, metrics):
-        if keys and methods and metrics:
+        if keys != shown and methods and metrics:
             yield _moved(base, other, words, keys, before, after, methods, metrics)
+            shown = keys
 
 
 def _right(rows: pd.DataFrame) -> set[str]:
     """Images whose predicted class is their label."""
     return set(rows.loc[(rows["label"] >= 0) & (rows["label"] == rows["predicted"]), "image"])
+
+
+def _images(counts: Sequence[int], words: str) -> str:
+    """How many, least to most, in front of "images", which may follow "all"."""
+    number = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    before, _, after = words.partition("images")
+    return f"{before}{number} images{after}"
 
 
 def _moved(
@@ -297,7 +325,7 @@ def _moved(
     difference = column_means(moved).reshape(shape)
     count = paired.sum(0).reshape(shape)
     return Sheet(
-        f"{base.dataset}: {other.model} minus {base.model}, {len(keys)} {words}",
+        f"{base.dataset}: {other.model} minus {base.model}, {_images([len(keys)], words)}",
         ("method", *(metric.heading for metric in metrics)),
         tuple(
             (Cell(method), *(
@@ -345,19 +373,24 @@ def _effect(
     for pair in pairs:
         base, other = bases[pair], others[pair]
         for words, keys, *sides in _sides(results, base, other, methods, metrics):
-            before, after = (side.transpose(0, 2, 1).reshape(len(keys), -1) for side in sides)
+            before, after = (
+                side.transpose(0, 2, 1).reshape(len(keys), len(names)) for side in sides
+            )
             lacks = np.isnan(before) | np.isnan(after)
             means = [column_means(np.where(lacks, np.nan, side)) for side in (before, after)]
-            if words == "all images":
+            if words == ALL:
                 means = [
                     np.append(mean, _accuracy(results.of(group.dataset, group.model), keys))
                     for mean, group in zip(means, (base, other), strict=True)
                 ]
             by_words.setdefault(words, []).append((len(keys), means[0], means[1]))
     first, second = bases[pairs[0]], others[pairs[0]]
+    shown = [0] * len(pairs)
     for words, found in by_words.items():
-        if any(count for count, _, _ in found):
+        counts = [count for count, _, _ in found]
+        if any(counts) and counts != shown:
             yield _effect_sheet(first, second, words, pairs, names, found)
+            shown = counts
 
 
 def _accuracy(rows: pd.DataFrame, keys: Sequence[str]) -> float:
@@ -381,8 +414,10 @@ def _effect_sheet(
     means = [column_means(np.where(np.isnan(moved), np.nan, side)) for side in (before, after)]
     adjusted = holm(p)
     columns = [(m.label, f"{m.symbol}{ARROW[m.better]}", m.better, method) for m, method in names]
-    columns += [("accuracy", "accuracy, %", "higher", "")] * (len(effect) - len(names))
-    rows, records, rules = [], [], set()
+    columns += [("accuracy", "acc., %", "higher", "")] * (len(effect) - len(names))
+    rows: list[tuple[Cell, ...]] = []
+    records: list[dict[str, Any]] = []
+    rules: set[int] = set()
     for at, (label, heading, better, method) in enumerate(columns):
         if np.isnan(effect[at]):
             continue
@@ -391,9 +426,8 @@ def _effect_sheet(
         each = moved[:, at]
         rows.append(
             (Cell(heading), Cell(method), *(Cell(f"{mean[at]:.4g}") for mean in means),
-             *(Cell("-" if math.isnan(gap) else f"{gap:+.3g}") for gap in each),
-             _difference(effect[at], low[at], high[at], adjusted[at], better),
-             Cell(_p(p[at])), Cell(_p(adjusted[at])))
+             *_apart(effect[at], low[at], high[at], adjusted[at], better),
+             Cell(_p(p[at])), Cell(_p(adjusted[at])), *(Cell(_plus(gap)) for gap in each))
         )  # fmt: skip
         records.append(
             {"dataset": base.dataset, "base": base.arm, "arm": other.arm, "images_are": words,
@@ -404,14 +438,13 @@ def _effect_sheet(
             | {f"pair_{pair}": gap for pair, gap in zip(pairs, each.tolist(), strict=True)}
         )  # fmt: skip
     counts = sorted({count for count, _, _ in found})
-    images = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     tests = int((~np.isnan(p)).sum())
     is_one = len(pairs) == 1
     return Sheet(
         f"{base.dataset}: {other.arm} minus {base.arm}, {len(pairs)} "
-        f"pair{'' if is_one else 's'} of networks, {images} {words.removeprefix('all ')}",
+        f"pair{'' if is_one else 's'} of networks, {_images(counts, words)}",
         ("metric", "method", f"{base.arm}\nmean", f"{other.arm}\nmean",
-         *(f"pair {pair}" for pair in pairs), "mean\n[95 %]", "p", "p\nHolm"),
+         "effect", "95 %\ninterval", "p", "p,\nHolm", *(f"pair {pair}" for pair in pairs)),
         tuple(rows),
         2,
         (

@@ -6,6 +6,8 @@ immediately before and after the work. A ratio is the time of an item, from give
 the host, over that of as many plain forwards as were counted while it ran; of methods, from images
 to maps, backward passes count as those of the whole network. Medians of the repetitions, with their
 least and largest: other work on the machine moves single ones. One thread.
+
+The kind ``statistics`` writes ``results/speed/statistics.md``: see ``summaries.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import summaries
 import torch
 from measure import Bare, Clock, Timing, Work, timed
 from torch.nn import functional
@@ -205,7 +208,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("results/speed"))
     parser.add_argument("--quick", action="store_true", help="without W2, three repetitions")
     parser.add_argument("--loads", nargs="+", choices=WORKLOADS, help="all by default")
-    kinds = ("metrics", "methods")
+    kinds = ("metrics", "methods", "statistics")
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="all by default")
     parser.add_argument("--repeats", type=int, help="of each item; 7 by default")
     parser.add_argument("--device", default="cpu")
@@ -215,9 +218,16 @@ def main() -> None:
         engines.keep_freed_memory()  # as a run does; the plain forwards gain from it too
     loads = given.loads or [name for name in WORKLOADS if name != "W2" or not given.quick]
     repeats = given.repeats or (3 if given.quick else 7)
-    given.out.mkdir(parents=True, exist_ok=True)
-    with (given.out / "metrics.md").open("w", encoding="utf-8") as file:
-        for line in page(loads, given.kinds, given.device, repeats, 64):
+    if set(given.kinds) - {"statistics"}:
+        _write(given.out / "metrics.md", page(loads, given.kinds, given.device, repeats, 64))
+    if "statistics" in given.kinds:
+        _write(given.out / "statistics.md", summaries.page(1 if given.quick else min(repeats, 3)))
+
+
+def _write(path: Path, lines: Iterator[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for line in lines:
             print(line, flush=True)
             print(line, file=file, flush=True)
 

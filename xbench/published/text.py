@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
 
-from ..errors import UsageError
+from ..sheets import Cell, Form, Sheet, write
 from ..tables import Results
 from .claims import Verdict, verdicts
 from .measured import Value, values
@@ -24,14 +19,14 @@ from .printed import Table, deviations, table_of
 
 def render(
     results: Results,
-    form: Literal["terminal", "md", "csv", "json"],
+    form: Form,
     width: int | None = None,
     colour: bool = False,
 ) -> str:
     """Printed beside measured, then the claims; CSV has the numbers alone.
 
     Raises:
-        UsageError: if no printed table has the suite's name, or the form is none of these.
+        UsageError: if no printed table has the suite's name.
     """
     suite = results.planned.suite
     table = table_of(suite)
@@ -40,32 +35,34 @@ def render(
         return _csv(numbers)
     if form == "json":
         return _json(table, numbers, claims, differs)
-    if form not in ("terminal", "md"):
-        raise UsageError(f"--published has no form {form!r}; terminal, md, csv and json are there")
     notes = list(dict.fromkeys(words for value in numbers for words in value.doubts))
-    head = [f"{table.title}: printed and measured; 95 % intervals over images"]
-    if differs:
-        more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
-        head.append(f"Not the suite of the table: {'; '.join(differs[:5])}{more}.")
-    first = _value_rows(numbers, notes)
-    second = _claim_rows(claims)
-    legend = [f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)]
-    if form == "md":
-        parts = [f"**{head[0]}**", *head[1:], _markdown(VALUES, first), *legend]
-        return "\n\n".join([*parts, _markdown(CLAIMS, second), *_against(claims)]) + "\n"
-    out = io.StringIO()
-    console = Console(
-        file=out, width=width or 200, force_terminal=colour, no_color=not colour, highlight=False
-    )
-    for line in head:
-        console.print(line, markup=False)
-    console.print(_grid(VALUES, first))
-    for line in legend:
-        console.print(line, markup=False)
-    console.print(_grid(CLAIMS, second))
-    for line in _against(claims):
-        console.print(line, markup=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
+    more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
+    found = [
+        Sheet(
+            f"{table.title}: printed and measured; 95 % intervals over images",
+            VALUES,
+            _cells(_value_rows(numbers, notes)),
+            4,
+            (
+                *([f"Not the suite of the table: {'; '.join(differs[:5])}{more}."] * bool(differs)),
+                *(f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)),
+            ),
+            (),
+        ),
+        Sheet(
+            f"What is claimed of {table.title}",
+            CLAIMS,
+            _cells(_claim_rows(claims)),
+            1,
+            tuple(_against(claims)),
+            (),
+        ),
+    ]
+    return write(found, form, width, colour)
+
+
+def _cells(rows: Iterable[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:
+    return tuple(tuple(map(Cell, row)) for row in rows)
 
 
 VALUES = (
@@ -123,22 +120,6 @@ def _against(claims: Iterable[Verdict]) -> Iterator[str]:
             if found:
                 more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
                 yield f"{claim.words}; {which} against it: {'; '.join(found[:3])}{more}."
-
-
-def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        is_number = heading in ("published", "measured", "difference") and headings is VALUES
-        grid.add_column(heading, justify="right" if is_number else "left")
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    return grid
-
-
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|" + ":--|" * len(headings)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def _facts(value: Value) -> dict[str, Any]:
