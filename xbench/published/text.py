@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,6 +22,48 @@ from .measured import Value, values
 from .printed import Table, deviations, table_of
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Printed beside measured in words, as the terminal, Markdown and the page show it.
+
+    Args:
+        title: of the printed table.
+        differs: in what the suite is not that of the table; empty where it is.
+        values: rows under :data:`VALUES`.
+        doubts: about printed numbers, by their numbers from 1.
+        claims: rows under :data:`CLAIMS`.
+        against: sentences on comparisons that contradict a claim.
+    """
+
+    title: str
+    differs: str
+    values: list[list[str]]
+    doubts: tuple[str, ...]
+    claims: list[list[str]]
+    against: tuple[str, ...]
+
+
+def comparison(results: Results) -> Comparison:
+    """Printed beside measured.
+
+    Raises:
+        UsageError: if no printed table has the suite's name.
+    """
+    suite = results.planned.suite
+    table = table_of(suite)
+    numbers, claims, differs = values(results), verdicts(results), deviations(suite)
+    notes = list(dict.fromkeys(words for value in numbers for words in value.doubts))
+    more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
+    return Comparison(
+        f"{table.title}: printed and measured; 95 % intervals over images",
+        f"Not the suite of the table: {'; '.join(differs[:5])}{more}." if differs else "",
+        _value_rows(numbers, notes),
+        tuple(f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)),
+        _claim_rows(claims),
+        tuple(_against(claims)),
+    )
+
+
 def render(
     results: Results,
     form: Literal["terminal", "md", "csv", "json"],
@@ -34,36 +76,28 @@ def render(
         UsageError: if no printed table has the suite's name, or the form is none of these.
     """
     suite = results.planned.suite
-    table = table_of(suite)
-    numbers, claims, differs = values(results), verdicts(results), deviations(suite)
     if form == "csv":
-        return _csv(numbers)
+        return _csv(values(results))
     if form == "json":
-        return _json(table, numbers, claims, differs)
+        return _json(table_of(suite), values(results), verdicts(results), deviations(suite))
     if form not in ("terminal", "md"):
         raise UsageError(f"--published has no form {form!r}; terminal, md, csv and json are there")
-    notes = list(dict.fromkeys(words for value in numbers for words in value.doubts))
-    head = [f"{table.title}: printed and measured; 95 % intervals over images"]
-    if differs:
-        more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
-        head.append(f"Not the suite of the table: {'; '.join(differs[:5])}{more}.")
-    first = _value_rows(numbers, notes)
-    second = _claim_rows(claims)
-    legend = [f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)]
+    shown = comparison(results)
+    head = list(filter(None, (shown.title, shown.differs)))
     if form == "md":
-        parts = [f"**{head[0]}**", *head[1:], _markdown(VALUES, first), *legend]
-        return "\n\n".join([*parts, _markdown(CLAIMS, second), *_against(claims)]) + "\n"
+        parts = [f"**{head[0]}**", *head[1:], _markdown(VALUES, shown.values), *shown.doubts]
+        return "\n\n".join([*parts, _markdown(CLAIMS, shown.claims), *shown.against]) + "\n"
     out = io.StringIO()
     console = Console(
         file=out, width=width or 200, force_terminal=colour, no_color=not colour, highlight=False
     )
     for line in head:
         console.print(line, markup=False)
-    console.print(_grid(VALUES, first))
-    for line in legend:
+    console.print(_grid(VALUES, shown.values))
+    for line in shown.doubts:
         console.print(line, markup=False)
-    console.print(_grid(CLAIMS, second))
-    for line in _against(claims):
+    console.print(_grid(CLAIMS, shown.claims))
+    for line in shown.against:
         console.print(line, markup=False)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()) + "\n"
 

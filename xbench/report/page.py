@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from .. import gallery, leaderboard, plot, registry, statistics
+from .. import gallery, leaderboard, plot, published, registry, statistics
 from ..captions import ARROW
 from ..leaderboard import Leaderboard, notes_of
 from ..plan import Group
@@ -92,6 +92,11 @@ def html(
         "figures": {s.id: _figures(results, s, drawn) for s in sections},
         "curves": {s.id: _curves(curves, s, drawn) for s in sections},
         "agreement": {s.id: _agreement(results, s) for s in sections},
+        "published": published.comparison(results)
+        if plan.suite.name in published.tables()
+        else None,
+        "VALUES": published.VALUES,
+        "CLAIMS": published.CLAIMS,
         "pairs": _pairs(results, boards, sections, kept),
         "scatter": [_scatter(results, s) for s in sections],
         "points": POINTS,
