@@ -311,3 +311,24 @@ def test_nothing_stored_is_no_page(
     answer = command("report", suite, "--plugin", plugin, "-o", tmp_path / "out")
     assert answer.status == 5
     assert "nothing of suite 'small' is stored" in answer.err
+
+
+def test_another_order_is_that_of_table_page_and_report_alike(
+    command: Callable[..., Any], plugin: Path, tmp_path: Path
+) -> None:
+    suite = suite_file(
+        tmp_path / "s.yaml", methods=["gradient", "grad_cam"], metrics=["mae", "rcap"]
+    )
+    words = ("--plugin", plugin, "-o", tmp_path / "out", "--by", "localisation")
+    wrong = command("run", suite, *words[:-1], "localization")
+    assert (wrong.status, (tmp_path / "out").exists()) == (2, False)
+    assert "did you mean 'localisation'?" in wrong.err
+    ran = command("run", suite, *words)
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    page = (folder / "index.html").read_bytes()
+    assert b"Ordered by the mean rank over MAE." in page
+    for text in (ran, command("table", suite, *words), command("table", folder, *words[-2:])):
+        assert "Ordered by the mean rank over MAE." in text.out
+    command("report", folder, *words)
+    assert (folder / "index.html").read_bytes() == page
+    assert "over RCAP." in command("table", suite, *words[:-2]).out
