@@ -8,28 +8,81 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from conftest import suite_file, suite_of
+from markdown_it import MarkdownIt
 
+import xbench
 from xbench import plot, report
+from xbench.errors import UsageError
+from xbench.noise import stream_keys, uniform
 from xbench.plan import make_plan
 from xbench.report import page as pages
 from xbench.report import pictures
 from xbench.report.svg import Drawn
+from xbench.sheets import write
 from xbench.store import Store
 from xbench.tables import collect
+from xbench.views import View, sheets
 
 ATTACK = "<script>alert(1)</script>"
 SPITE = f"\"'><img src=x onerror=alert(2)>{ATTACK} $\\frac$ {{{{ 7*7 }}}}"
+CLOSING = "</script><img src=x onerror=alert(3)>`<b>|[x](javascript:alert(4))\\"
+FORMULA = "=cmd() @SUM(A1)"
+
+
+class Spite:
+    """Pictures whose keys and classes want to be markup."""
+
+    classes = (ATTACK, SPITE, CLOSING)
+    revision = "1"
+    size = (16, 16)
+    has_masks = True
+    ids = tuple(f"{at}" for at in range(10))
+
+    def key(self, index: int) -> str:
+        return f"{FORMULA}{CLOSING}{index}"
+
+    def load(self, indices: Sequence[int]) -> list[xbench.Sample]:
+        found = []
+        for index in indices:
+            key = stream_keys(0, [self.key(index)], "picture")
+            mask = torch.zeros(16, 16)
+            mask[4:10, 4:10] = 1
+            image = uniform(key, 3 * 256).view(3, 16, 16)
+            found.append(xbench.Sample(image, index % 3, mask))
+        return found
+
+
+@xbench.dataset("report-test/spite")
+class SpiteData:
+    """See Spite."""
+
+    version: ClassVar[int] = 1
+
+    def open(self, data: Path | None) -> Spite:
+        return Spite()
+
+
+@xbench.method("report-test/failing")
+class Failing:
+    """Fails with words that want to be markup."""
+
+    def __call__(self, probe: xbench.Probe) -> torch.Tensor:
+        raise ValueError(f"{CLOSING} {ATTACK} {SPITE}")
+
+
 WANTED: dict[str, Any] = {
     "name": "spite",
+    "datasets": [{"name": "report-test/spite", "label": CLOSING, "images": 10}],
     "models": ["plug/tiny", {"name": "plug/tiny", "seed": 1, "label": f"tiny {ATTACK}"}],
     "methods": [
         "gradient",
@@ -37,6 +90,7 @@ WANTED: dict[str, Any] = {
         {"name": "gradient", "channels": "sum", "label": ATTACK},
         {"name": "gradient", "channels": "max", "label": SPITE},
         "attention_rollout",
+        {"name": "report-test/failing", "label": FORMULA},
         "random",
     ],
     "metrics": [
@@ -85,7 +139,7 @@ def spiteful(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     from xbench.run import run_suite
 
     out = tmp_path_factory.mktemp("spite")
-    assert run_suite(suite_of(**WANTED), data=None, out=out, quiet=True) == 0
+    assert run_suite(suite_of(**WANTED), data=None, out=out, quiet=True) == 3  # one method fails
     return page_of(out), out
 
 
@@ -100,7 +154,10 @@ def test_no_name_becomes_an_element_an_attribute_or_a_script(spiteful: tuple[str
     page = Elements(text)
     tags = [tag for tag, _ in page.found]
     assert tags.count("script") == 2
+    assert tags.count("b") == 0
+    assert all(f"{image['src']}".startswith("data:") for tag, image in page.found if tag == "img")
     assert ATTACK not in text
+    assert CLOSING not in text
     assert all("alert(" not in script for script in page.texts["script"][1:])
     for tag, attributes in page.found:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
@@ -108,6 +165,38 @@ def test_no_name_becomes_an_element_an_attribute_or_a_script(spiteful: tuple[str
     assert ATTACK in shown
     assert "{{ 7*7 }}" in shown
     assert "$\\frac$" in shown
+    for words in (CLOSING, FORMULA, f"error: ValueError: {CLOSING} {ATTACK}"):
+        assert words in shown
+
+
+def test_figures_hold_names_as_text(spiteful: tuple[str, Path]) -> None:
+    figures = [
+        ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", spiteful[0], re.DOTALL)
+    ]
+    texts = {element.text for figure in figures for element in figure.iter("text")}
+    assert {ATTACK, SPITE} <= texts
+    assert not {"script", "img", "b"} & {
+        element.tag for figure in figures for element in figure.iter()
+    }
+
+
+def test_no_name_becomes_an_element_or_a_link_in_markdown(spiteful: tuple[str, Path]) -> None:
+    out = spiteful[1]
+    (folder,) = (out / "runs").iterdir()
+    written = (folder / "table.md").read_text(encoding="utf-8")
+    results = collect(make_plan(suite_of(**WANTED), None), Store(out / "store"))
+    others: list[View] = ["pivot", "pairs", "between-models", "agreement"]
+    for text in (written, *(write(sheets(results, view), "md") for view in others)):
+        page = Elements(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+        assert {"table", "td", "code"} <= {tag for tag, _ in page.found}
+        assert not {"script", "img", "a", "b"} & {tag for tag, _ in page.found}
+        assert ATTACK in "".join(page.shown)
+
+
+@pytest.mark.parametrize("name", [ATTACK, FORMULA, "../spite", 'a"b'])
+def test_a_suite_cannot_be_called_so(name: str) -> None:
+    with pytest.raises(UsageError, match="name"):
+        suite_of(name=name)
 
 
 def test_every_link_stays_on_the_page(spiteful: tuple[str, Path]) -> None:
@@ -164,7 +253,9 @@ def test_the_download_is_the_table_without_a_formula(spiteful: tuple[str, Path])
         "" if np.isnan(mean) else f"{mean:.6f}" for mean in table["mean"]
     ]
     for row in rows:
-        for key in ("dataset", "model", "method", "metric", "reason"):
+        for key in row:
+            if key in ("mean", "std", "ci_low", "ci_high"):
+                continue
             assert not row[key].startswith(("=", "+", "-", "@", "\t", "\r"))
     assert any(row["metric"] == f"'=cmd {ATTACK}" for row in rows)
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from .captions import Captions, GroupCaption, MetricCaption
 from .errors import UsageError
 from .registry import suggestion
+from .sheets import code, markdown, markdown_row
 from .statistics import (
     LEVEL,
     Floats,
@@ -571,13 +572,10 @@ def _remarks(board: Leaderboard) -> Iterator[str]:
 
 
 def _markdown(board: Leaderboard) -> str:
-    headings = [heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
-    rows = [f"**{board.title}**" + (f": {board.card}" if board.card else ""), ""]
-    rows.append(
-        "| "
-        + " | ".join(["#", "method", "mean rank", "its 95 %", "level with", *headings, "passes"])
-        + " |"
-    )
+    headings = [markdown(heading_of(board, m).replace("\n", " ")) for m in board.metrics]
+    rows = [f"**{markdown(board.title)}**" + (f": {board.card}" if board.card else ""), ""]
+    named = ("#", "method", "mean rank", "its 95 %", "level with")
+    rows.append(markdown_row([*named, *headings, "passes"]))
     rows.append("|" + "--:|:--|" + "--:|" * (len(headings) + 4))
     for line in lines_of(board):
         texts = [
@@ -585,18 +583,18 @@ def _markdown(board: Leaderboard) -> str:
         ]
         cells = [
             line.place,
-            f"`{line.method}`",
+            code(line.method),
             line.rank,
             line.interval,
             line.group,
             *texts,
             line.passes,
         ]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append(markdown_row(cells))
     families = [
         f"{family} {', '.join(board.names[metric] for metric in metrics)}"
         for family, metrics in _by_family(board, board.metrics).items()
     ]
-    notes = [f"Columns: {'; '.join(families)}."]
-    notes += [note.replace("*", "\\*", 1) for note in notes_of(board)]
+    notes = [markdown(f"Columns: {'; '.join(families)}.")]
+    notes += [markdown(note).replace("*", "\\*", 1) for note in notes_of(board)]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"

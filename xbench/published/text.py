@@ -16,6 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ..errors import UsageError
+from ..sheets import markdown, markdown_row
 from ..tables import Results
 from .claims import Verdict, verdicts
 from .measured import Value, values
@@ -85,7 +86,8 @@ def render(
     shown = comparison(results)
     head = list(filter(None, (shown.title, shown.differs)))
     if form == "md":
-        parts = [f"**{head[0]}**", *head[1:], _markdown(VALUES, shown.values), *shown.doubts]
+        words = [markdown(line) for line in head]
+        parts = [f"**{words[0]}**", *words[1:], _markdown(VALUES, shown.values), *shown.doubts]
         return "\n\n".join([*parts, _markdown(CLAIMS, shown.claims), *shown.against]) + "\n"
     out = io.StringIO()
     console = Console(
@@ -170,8 +172,8 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
 
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|" + ":--|" * len(headings)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = [markdown_row(headings), "|" + ":--|" * len(headings)]
+    lines += [markdown_row(map(markdown, row)) for row in rows]
     return "\n".join(lines)
 
 
