@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import suite_file, suite_of
@@ -29,7 +30,7 @@ from xbench.report import page as pages
 from xbench.report import pictures
 from xbench.report.svg import Drawn
 from xbench.sheets import write
-from xbench.store import Store
+from xbench.store import COLUMNS, Piece, Store, kept_table
 from xbench.tables import collect
 from xbench.views import View, sheets
 
@@ -423,3 +424,61 @@ def test_another_order_is_that_of_table_page_and_report_alike(
     command("report", folder, *words)
     assert (folder / "index.html").read_bytes() == page
     assert "over RCAP." in command("table", suite, *words[:-2]).out
+
+
+METHODS = (
+    "gradient", "input_x_gradient", "smooth_grad", "smooth_grad_squared", "var_grad",
+    "absolute_grad", "guided_absolute_grad", "guided_backprop", "integrated_gradients",
+    "occlusion", "grad_cam", "grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam",
+    "score_cam", "ablation_cam", "random", "sobel", "constant",
+)  # fmt: skip
+METRICS = (
+    "average_drop", "average_gain", "average_increase", "insertion", "deletion", "rcap", "mae",
+    "log_cosh_dice", "pixel_ap", "sparseness", "entropy", "coherency",
+)  # fmt: skip
+POINTS_OF_CURVES = 225  # of insertion and deletion, at 224 x 224
+
+
+def test_twenty_methods_and_twelve_metrics_make_less_than_three_megabytes(
+    plugin: Path, tmp_path: Path
+) -> None:
+    """With four pictures of 224 x 224, as rough as pictures and gradients are, and curves."""
+    dataset = {"name": "plug/noise", "count": 200, "images": 200}
+    suite = suite_of(
+        name="large", datasets=[dataset], models=["plug/tiny"], methods=[*METHODS],
+        metrics=[*METRICS],
+    )  # fmt: skip
+    plan, store = make_plan(suite, None), Store(tmp_path)
+    (group,) = plan.groups
+    keys = [key for _, key in group.images]
+    assert (len({cell.method for cell in group.cells}), len(keys)) == (20, 200)
+    assert len({cell.metric for cell in group.cells}) == 12
+    stream = np.random.default_rng(0)
+    rows = [
+        (cell.id, key, 0, at % 3, 0.9, value, "ok")
+        for cell in group.cells
+        for at, (key, value) in enumerate(zip(keys, stream.random(200).tolist(), strict=True))
+    ]
+    folder = store.group(*group.folder)
+    folder.write("0", pd.DataFrame(rows, columns=list(COLUMNS)), {"provenance": {}})
+    shares = np.linspace(0, 1, POINTS_OF_CURVES)
+    coarse = stream.random((4, 14, 14, 3)).repeat(16, 1).repeat(16, 2)
+    pieces = []
+    for artefact in group.artefacts:
+        for at, key in enumerate(keys[:4]):
+            if artefact.metric.kind == "curves":
+                array: Any = np.stack([shares, stream.random(POINTS_OF_CURVES)])
+            elif artefact.metric.kind == "maps":
+                array = (stream.standard_normal((224, 224)) ** 2).astype(np.float32)
+            else:
+                rough = coarse[at] + stream.random((224, 224, 3)) / 4
+                array = (rough / rough.max() * 255).astype(np.uint8)
+            name = {"maps": "map", "pictures": "picture"}.get(artefact.metric.kind, "")
+            pieces.append(Piece(artefact.id, key, name, "ok", array))
+    folder.kept.write("0", kept_table(pieces), {"provenance": {}})
+    text = report.html(collect(plan, store), store)
+    page = Elements(text)
+    assert sum(tag == "img" for tag, _ in page.found) == 4 * 21
+    assert sum("ranking" in str(a.get("class")) for tag, a in page.found if tag == "table") == 1
+    assert "Curves of Ins" in text
+    assert 1_000_000 < len(text.encode()) < 3_000_000

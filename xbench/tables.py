@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -305,21 +306,24 @@ def _summary(cell: Cell, rows: pd.DataFrame | None, asked: int) -> dict[str, Any
         return _numbers(pd.Series(dtype=float)) | {
             "images": 0, "degenerate": 0, "failed": 0, "status": status, "reason": reason,
         }  # fmt: skip
-    scored = rows["status"].isin(SCORED)
-    others = rows.loc[~scored, "status"].value_counts().sort_index()
+    statuses = rows["status"].tolist()
+    pairs = zip(rows["value"].tolist(), statuses, strict=True)
+    scores = [value for value, status in pairs if status in SCORED]
+    counts = Counter(statuses)
+    others = {status: count for status, count in sorted(counts.items()) if status not in SCORED}
     reason = "; ".join(f"{count} x {words}" for words, count in others.items())
     lacking = asked - len(rows)
     if lacking:
         reason = "; ".join(filter(None, (reason, f"{lacking} not computed yet")))
-    words = set(rows.loc[~scored, "status"].str.split(":").str[0])
-    if scored.any():
+    words = {status.split(":")[0] for status in others}
+    if scores:
         status = "partial" if words or lacking else "ok"
     else:
         status = min(words) if words else "missing"
-    return _numbers(rows.loc[scored, "value"]) | {
-        "images": int(scored.sum()),
-        "degenerate": int((rows["status"] == "degenerate").sum()),
-        "failed": int((~scored & ~rows["status"].str.startswith("skipped")).sum()),
+    return _numbers(scores) | {
+        "images": len(scores),
+        "degenerate": counts["degenerate"],
+        "failed": sum(n for status, n in others.items() if not status.startswith("skipped")),
         "status": status,
         "reason": reason,
     }
