@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import suite_file, suite_of
+from hypothesis import example, given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import xbench
@@ -28,6 +30,7 @@ from xbench.noise import stream_keys, uniform
 from xbench.plan import make_plan
 from xbench.report import page as pages
 from xbench.report import pictures
+from xbench.report.intervals import axis, intervals
 from xbench.report.svg import Drawn
 from xbench.sheets import write
 from xbench.store import COLUMNS, Piece, Store, kept_table
@@ -328,6 +331,28 @@ def test_a_figure_has_no_inline_style_and_shares_no_id_with_another() -> None:
         for element in figure.iter():
             assert "style" not in element.attrib
             assert not element.tag.endswith(("style", "metadata"))
+
+
+@given(low=st.floats(-1e6, 1e6), width=st.floats(0, 1e6))
+@example(low=0.0, width=0.0)
+@example(low=0.0, width=5e-324)
+@example(low=1e6, width=1e-9)
+@example(low=0.1, width=0.3)
+def test_an_axis_holds_all_values_and_has_lines_for_each_part(low: float, width: float) -> None:
+    first, last, step = axis(low, low + width)
+    slack = 1e-8 * step
+    assert first * step <= low + slack
+    assert low + width <= last * step + slack
+    assert 1 <= last - first <= 6
+    css = (pages.HERE / "page.css").read_text(encoding="utf-8")
+    assert f".parts{last - first} {{ --part" in css or last - first == 1
+
+
+def test_bars_stand_where_their_means_do() -> None:
+    figure = intervals("AD", [("a", False, 10.0, 5.0, 20.0), (ATTACK, True, 80.0, 70.0, 90.0)])
+    assert figure.ticks == ("0", "25", "50", "75", "100")
+    assert [(bar.low, bar.at, bar.high) for bar in figure.bars] == [(5, 10, 20), (70, 80, 90)]
+    assert [bar.is_control for bar in figure.bars] == [False, True]
 
 
 def test_an_outline_surrounds_the_mask_and_nothing_else() -> None:

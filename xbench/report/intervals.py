@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST = 4
-"""Parts of an axis, about: its labels stay apart at 360 px."""
+PARTS = 4
+"""Of an axis, about: its labels stay apart at 360 px."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,14 @@ def intervals(title: str, means: Sequence[tuple[str, bool, float, float, float]]
 
 
 def axis(low: float, high: float) -> tuple[int, int, float]:
-    """First and last multiple of a round step that hold all values between, and the step."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / MOST))
-    step = next(round_ * power for round_ in (1, 2, 2.5, 5, 10) if round_ * power * MOST >= span)
+    """First and last multiple of a round step that hold all values between, and the step.
+
+    No more than six parts, which is what the style sheet has lines for.
+    """
+    size = max(abs(low), abs(high))
+    size = size if size > 1e-300 else 1.0
+    span = high - low if high - low > 1e-9 * size else size
+    power = 10.0 ** math.floor(math.log10(span / PARTS))
+    step = next(round_ * power for round_ in (1, 2, 2.5, 5, 10) if round_ * power * PARTS >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return first, max(last, first + 1), step
