@@ -467,6 +467,12 @@ class Answer:
     err: str
 
 
+@pytest.fixture(autouse=True)
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this user has fetched takes no part."""
+    monkeypatch.setenv("XBENCH_HOME", "/nonexistent")
+
+
 @pytest.fixture
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

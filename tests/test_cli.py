@@ -198,7 +198,8 @@ def test_an_unknown_variable_warns_and_a_known_one_does_not(
     monkeypatch.setenv("XBENCH_DATTA", "x")
     monkeypatch.setenv("XBENCH_DEBUG", "")
     answer = command("list", "suites")
-    assert answer.err == "warning: unknown environment variable XBENCH_DATTA\n"
+    words = "warning: unknown environment variable XBENCH_DATTA; did you mean XBENCH_DATA?\n"
+    assert answer.err == words
     assert answer.status == 0
 
 
@@ -293,7 +294,7 @@ def test_options_narrow_a_suite_and_add_to_it(command: Command, suite: Path) -> 
     assert (run["seed"], run["target"]) == (4, "label")
     assert run["run"] == {
         "images": 3, "device": "cpu", "batch_size": 2, "workers": 1, "slice": 2,
-        "keep": [], "examples": 4, "save_maps": None,
+        "keep": [], "examples": 4, "save_maps": None, "offline": False,
     }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ ORDER = (
     # what everything may use
     "errors",
     "files",
+    "downloads",
+    "offline",
     "types",
     "noise",
     "maps",
@@ -31,9 +33,12 @@ ORDER = (
     "replay",
     "calls",
     "probe",
+    "baselines",
+    "orders",
     "masking",
     "sweeps",
     "randomisation",
+    "adapters",
     # entries: each is one class whose body is its formula
     "methods",
     "metrics",
@@ -49,6 +54,7 @@ ORDER = (
     "plan",
     "runner",
     "engines",
+    "bar",
     "progress",
     # recipe -> weights; knows nothing of methods, metrics or the runner
     "training",
@@ -63,6 +69,7 @@ ORDER = (
     "views",
     "published",
     "provenance",
+    "storekeeping",
     "report",
     "compare",
     "run",
@@ -76,7 +83,7 @@ ORDER = (
 and others hold; ``registry.entries`` imports the four packages of entries by name on first use.
 """
 
-LIGHT = ("__init__", "errors", "document", "registry", "suite", "info", "cli")
+LIGHT = ("__init__", "errors", "document", "registry", "suite", "info", "storekeeping", "cli")
 """Modules that import no torch when they are imported."""
 
 HEAVY = {"torch", "torchvision", "captum", "pytorch_grad_cam", "quantus", "matplotlib", "timm"}

@@ -19,13 +19,12 @@ from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
 from xbench import registry
 from xbench.autograd import Meter, prepared
+from xbench.baselines import BaselineImage, baseline_image, gaussian_blur, rise_blur, rise_kernel
 from xbench.datasets.shapes import generate
 from xbench.errors import Unsupported
 from xbench.imputation import linear_imputation
 from xbench.maps import unit_range, with_sign
 from xbench.masking import (
-    AuthorsRecovered,
-    BaselineImage,
     BaselineProbability,
     BaselineScores,
     Curve,
@@ -34,21 +33,16 @@ from xbench.masking import (
     MapMask,
     MaskedMap,
     MaskedScores,
-    Permutation,
-    Ranks,
-    Recovered,
     Shown,
-    baseline_image,
-    gaussian_blur,
     masked_probabilities,
     masked_scores,
     readings,
-    rise_blur,
-    rise_kernel,
     row_scores,
     target_logit,
 )
+from xbench.metrics.rcap import AuthorsRecovered, Recovered
 from xbench.models.loading import load_model
+from xbench.orders import Permutation, Ranks
 from xbench.probe import (
     Explanation,
     Logits,

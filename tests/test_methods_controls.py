@@ -13,7 +13,7 @@ from torch import Tensor
 from xbench import registry
 from xbench.autograd import prepared
 from xbench.errors import Unsupported, UsageError
-from xbench.masking import Recovered
+from xbench.metrics.rcap import Recovered
 from xbench.plan import batch_needs
 from xbench.probe import MapOf, Probe, cost, method_cost
 from xbench.testing import toy_batch, toy_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,16 +23,19 @@ from torch.nn import functional
 import xbench
 from xbench import info, registry
 from xbench.autograd import prepared
+from xbench.baselines import baseline_image
 from xbench.errors import Unsupported, UsageError
 from xbench.maps import cam_map, reduced
-from xbench.masking import baseline_image
-from xbench.methods import libraries
+from xbench.methods import from_captum, from_gradcam
 from xbench.plan import batch_needs, make_plan
 from xbench.probe import Logits, Probe, method_cost
 from xbench.testing import SIDE, toy_batch, toy_model, toy_network, toy_transformer, unchanged
 from xbench.types import Batch, Model
 
-NAMES = [f"{package}/{name}" for package, table in libraries.TABLES.items() for name in table]
+NAMES = [
+    *(f"captum/{name}" for name in from_captum.CLASSES),
+    *(f"gradcam/{name}" for name in from_gradcam.CLASSES),
+]
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def test_every_explaining_class_of_captum_is_served_or_refused_with_a_reason() -
         if inspect.isclass(theirs := getattr(captum, name))
         and (hasattr(theirs, "attribute") or issubclass(theirs, captum.Attribution))
     }
-    assert exported == libraries.CAPTUM.keys() | libraries.REFUSED["captum"].keys()
+    assert exported == from_captum.CLASSES.keys() | from_captum.REFUSED.keys()
 
 
 def test_every_explaining_class_of_pytorch_grad_cam_is_served_or_refused_with_a_reason() -> None:
@@ -82,7 +86,7 @@ def test_every_explaining_class_of_pytorch_grad_cam_is_served_or_refused_with_a_
     exported = {
         name for name, theirs in vars(pytorch_grad_cam).items() if inspect.isclass(theirs)
     } - {*parts, "ActivationsAndGradients"}
-    assert exported == libraries.GRADCAM.keys() | libraries.REFUSED["gradcam"].keys()
+    assert exported == from_gradcam.CLASSES.keys() | from_gradcam.REFUSED.keys()
 
 
 @pytest.mark.parametrize(
@@ -105,14 +109,13 @@ def test_a_name_that_is_not_served_says_why_or_what_was_meant(name: str, words: 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    libraries._library_class.cache_clear()
     with pytest.raises(UsageError, match=r"captum/Saliency needs captum, which cannot be imported"):
-        libraries._library_class("captum", "Saliency")
+        from_captum.LIBRARY.theirs("Saliency")
 
 
 def test_a_class_that_the_installed_version_lacks_is_named() -> None:
     with pytest.raises(UsageError, match="installed version of captum has no class Saliencies"):
-        libraries._library_class("captum", "Saliencies")
+        from_captum.LIBRARY.theirs("Saliencies")
 
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -121,8 +124,7 @@ def test_a_class_that_the_installed_version_lacks_is_named() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_have_the_librarys_defaults(name: str) -> None:
     cls: Any = registry.find("methods", name)
-    made, called = libraries._signatures(cls().theirs())
-    for key, default in {**made, **called}.items():
+    for key, default in {**cls.made, **cls.called}.items():
         if key in cls.__dataclass_fields__ and key not in {*cls.facts.fields, "layer", "baselines"}:
             assert getattr(cls(), key) in (default, getattr(default, "__name__", default))
 
@@ -222,7 +224,8 @@ def test_a_layer_without_feature_maps_is_refused(name: str, layer: str, words: s
 
 
 TOKENS = [
-    *(name for name in NAMES if "Layer" in name and not registry.find("methods", name).facts.kind),
+    *(f"captum/{n}" for n, facts in from_captum.CLASSES.items() if "Layer" in n and not facts.kind),
+    "gradcam/LayerCAM",
     *(name for name in NAMES if name.startswith("gradcam") and "FullGrad" not in name),
 ]
 
@@ -448,7 +451,7 @@ def test_more_samples_than_go_into_one_forward_are_averaged_over_portions() -> N
     model = wrapped(net, "")
     params = {"baselines": ("white",), "n_samples": 70, "channels": "sum"}
     rows = forwarded(model, "captum/GradientShap", params)
-    assert set(rows) == {libraries.SAMPLES_AT_ONCE, 70 - 2 * libraries.SAMPLES_AT_ONCE}
+    assert set(rows) == {from_captum.SAMPLES_AT_ONCE, 70 - 2 * from_captum.SAMPLES_AT_ONCE}
     maps = explained("captum/GradientShap", params, model=model)
     weight = net[1].weight[torch.tensor([4, 0, 2])].view(3, 3, SIDE, SIDE)
     expected = (weight * (toy_batch(3).images - 1)).sum(1)
@@ -654,10 +657,9 @@ def test_the_notebook_reaches_the_libraries() -> None:
     assert maps.dtype == torch.float64
 
 
-def test_the_module_has_no_other_attributes() -> None:
-    assert libraries.captum_DeepLift is registry.find("methods", "captum/DeepLift")
-    with pytest.raises(AttributeError, match="no attribute 'captum_DeepLif'"):
-        _ = libraries.captum_DeepLif
+def test_an_entry_is_pickled_by_its_name_and_parameters() -> None:
+    made = registry.make("methods", "captum/Occlusion", {"window": 9})
+    assert pickle.loads(pickle.dumps(made)) == made != registry.make("methods", "captum/Occlusion")
 
 
 @pytest.mark.parametrize("name", ["captum/DeepLift", "captum/Occlusion", "captum/Lime"])

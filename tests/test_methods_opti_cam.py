@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from xbench import registry
 from xbench.autograd import prepared
+from xbench.baselines import baseline_image
 from xbench.errors import UsageError
 from xbench.maps import is_constant, unit_range, upsample
-from xbench.masking import baseline_image
 from xbench.methods.opti_cam import OptiCAM
 from xbench.probe import LayerGradient, Logits, Probe
 from xbench.testing import toy_batch, toy_model

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from xbench import registry
 from xbench.autograd import prepared
+from xbench.baselines import gaussian_blur
 from xbench.errors import UsageError
 from xbench.maps import unit_range
-from xbench.masking import gaussian_blur
 from xbench.plan import batch_needs
 from xbench.probe import Probe, cost
 from xbench.sweeps import AdaptivePath, BlurPath, StraightPath

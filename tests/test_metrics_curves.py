@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from xbench import registry
 from xbench.autograd import prepared
+from xbench.baselines import BaselineImage
 from xbench.errors import UsageError
-from xbench.masking import BaselineImage
 from xbench.probe import Explanation, Probe
 from xbench.scoring import evaluated
 from xbench.testing import ShareNetwork, planted_batch, toy_batch, toy_model

@@ -121,7 +121,7 @@ def test_the_three_are_their_formulas_over_one_masked_image(baseline: str, sign:
         if baseline == "noise":
             below = torch.stack([probe.uniform("noise baseline", at) for at in range(3)], dim=1)
         elif pixels is None:
-            from xbench.masking import gaussian_blur
+            from xbench.baselines import gaussian_blur
 
             below = gaussian_blur(batch.images, 1.0)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from xbench import info, registry
 from xbench.autograd import prepared
 from xbench.errors import Unsupported, UsageError
-from xbench.metrics import libraries
+from xbench.metrics.from_quantus import CLASSES, LIBRARY, REFUSED
 from xbench.plan import batch_needs, make_plan
 from xbench.probe import Explanation, Logits, Probe, closure, cost
 from xbench.runner import run_unit
@@ -32,9 +33,9 @@ from xbench.tables import collect
 from xbench.testing import SIDE, toy_batch, toy_model, unchanged
 from xbench.types import Batch, Model, Passes
 
-NAMES = list(libraries.QUANTUS)
-AGAIN = [name for name, facts in libraries.QUANTUS.items() if facts.again]
-MASKS = [name for name, facts in libraries.QUANTUS.items() if facts.masks]
+NAMES = list(CLASSES)
+AGAIN = [name for name, facts in CLASSES.items() if facts.again]
+MASKS = [name for name, facts in CLASSES.items() if facts.masks]
 LITTLE = 6
 """Side of images that even a forward for each value is quick on."""
 
@@ -95,7 +96,7 @@ def test_every_class_of_quantus_is_served_or_refused_with_a_reason() -> None:
     }
     known = importlib.import_module("quantus.helpers.constants").AVAILABLE_METRICS
     assert {cls.__name__ for group in known.values() for cls in group.values()} <= exported
-    assert exported == libraries.QUANTUS.keys() | libraries.REFUSED.keys()
+    assert exported == CLASSES.keys() | REFUSED.keys()
 
 
 @pytest.mark.parametrize(
@@ -129,21 +130,27 @@ def test_quantus_that_cannot_be_imported_is_named_with_the_way_out(
     def fail(name: str) -> Any:
         raise error
 
-    libraries._library_class.cache_clear()
-    monkeypatch.setattr(libraries.importlib, "import_module", fail)
+    monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(UsageError, match=f"quantus/AUC needs Quantus, .*{words}"):
-        libraries._library_class("AUC")
+        LIBRARY.theirs("AUC")
+
+
+def test_an_entry_is_pickled_by_its_name_and_parameters() -> None:
+    made = registry.make("metrics", "quantus/Sparseness", {"normalise": False})
+    assert (
+        pickle.loads(pickle.dumps(made)) == made != registry.make("metrics", "quantus/Sparseness")
+    )
 
 
 def test_a_class_that_the_installed_version_lacks_is_named() -> None:
     with pytest.raises(UsageError, match="installed version of Quantus has no class Sparsenesses"):
-        libraries._library_class("Sparsenesses")
+        LIBRARY.theirs("Sparsenesses")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_direction_and_family_are_those_that_quantus_gives(name: str) -> None:
     cls: Any = registry.find("metrics", f"quantus/{name}")
-    theirs = libraries._library_class(name)
+    theirs = LIBRARY.theirs(name)
     wrong = {"RegionPerturbation": "lower"}  # it measures the drop
     assert theirs.score_direction.value == wrong.get(name, cls.better)
     category = theirs.evaluation_category.value.lower()
@@ -156,7 +163,7 @@ def test_direction_and_family_are_those_that_quantus_gives(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_have_quantus_own_defaults(name: str) -> None:
     cls: Any = registry.find("metrics", f"quantus/{name}")
-    theirs = libraries._library_class(name)
+    theirs = LIBRARY.theirs(name)
     defaults = {
         **inspect.signature(theirs.__call__).parameters,
         **inspect.signature(theirs.__init__).parameters,
@@ -184,7 +191,7 @@ def test_the_first_line_is_the_one_that_is_listed_and_fits(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_is_not_offered_is_named(name: str) -> None:
     text = info.description(f"quantus/{name}")
-    for key in libraries.QUANTUS[name].without:
+    for key in CLASSES[name].without:
         assert key in text
     assert "abs: bool, default" in text or name == "AttributionLocalisation"
     assert "normalise: bool, default" in text

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xbench import registry
 from xbench.autograd import prepared
 from xbench.errors import UsageError
-from xbench.masking import AuthorsRecovered, Recovered
+from xbench.metrics.rcap import AuthorsRecovered, Recovered
 from xbench.probe import Explanation, Probe
 from xbench.scoring import evaluated
 from xbench.testing import PlantedNetwork, ShareNetwork, toy_batch, toy_model

@@ -12,7 +12,7 @@ from xbench import registry
 from xbench.api import score as api_score
 from xbench.autograd import prepared
 from xbench.errors import UsageError
-from xbench.masking import Permutation
+from xbench.orders import Permutation
 from xbench.probe import Explanation, Probe
 from xbench.testing import planted_batch, toy_batch, toy_model, toy_network
 from xbench.types import Batch, Model

@@ -115,6 +115,13 @@ def test_a_file_that_is_not_there_names_no_architecture() -> None:
         registry.make("models", "checkpoint", {"weights": "gone.safetensors"}).describe(None)
 
 
+def test_a_file_that_is_cut_names_no_architecture_and_says_why(tmp_path: Path) -> None:
+    path = trained(tmp_path / "w.safetensors", architecture="shapes_resnet")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"lacks 'architecture': it is damaged \(Safetensor"):
+        registry.make("models", "checkpoint", {"weights": str(path)}).describe(None)
+
+
 def test_networks_of_timm_are_architectures_too() -> None:
     with torch.device("meta"):
         net = checkpoint(architecture="timm/test_convnext", classes=3).build()

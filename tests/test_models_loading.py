@@ -241,8 +241,10 @@ class Canary:
 def test_a_checkpoint_that_holds_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Canary(canary)))
-    for path in (as_pt({"w": Canary(canary)}, tmp_path / "evil"), tmp_path / "raw.pt"):
-        with pytest.raises(BadWeights, match="cannot be read"):
+    (tmp_path / "new.pt").write_bytes(pickle.dumps(Canary(canary), protocol=4))
+    evil = as_pt({"w": Canary(canary)}, tmp_path / "evil")
+    for path in (evil, tmp_path / "raw.pt", tmp_path / "new.pt"):
+        with pytest.raises(BadWeights, match=r"an object can run code.*keep its tensors alone: py"):
             load(path)
     assert not canary.exists()
 
@@ -294,6 +296,18 @@ def test_only_safetensors_speak_of_themselves(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else_is_refused(found: Any, tmp_path: Path) -> None:
     with pytest.raises(BadWeights, match="cannot be read"):
         load(as_pt(found, tmp_path / "w"))
+
+
+def test_what_is_looked_for_in_a_checkpoint_is_said(tmp_path: Path) -> None:
+    words = r"'epoch' is no dense tensor; tensors lie at the top or under one of state_dict, "
+    with pytest.raises(BadWeights, match=words):
+        load(as_pt({"epoch": 3, "weights": state()}, tmp_path / "w"))
+    with pytest.raises(BadWeights, match="it holds a list, not tensors by name"):
+        load(as_pt([1, 2], tmp_path / "w"))
+    net = {f"net/{key}": value for key, value in state().items()}
+    momentum = {f"momentum/{key}": value.clone() for key, value in state().items()}
+    with pytest.raises(BadWeights, match=r"state of a training, whose network is in weights\.safe"):
+        load(as_safetensors(net | momentum, tmp_path / "w"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"PK\x03\x04", b"not weights", b"{" * 1000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import pickle
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
+import xbench
 from xbench import info, registry
 from xbench.autograd import prepared
 from xbench.errors import UsageError
@@ -136,6 +138,66 @@ def test_any_module_with_feature_maps_is_a_layer(name: str, path: str, channels:
     net, layers, _ = describe_layers(described(name, weights="none"), (224, 224))
     model = Model(name, net, *IMAGENET, layers, (224, 224))
     assert layer_facts(model, path).channels == channels
+
+
+def vgg() -> nn.Module:
+    """VGG-11 with batch normalisation and a head that is quickly drawn."""
+    with torch.device("meta"):
+        net = models.vgg11_bn()
+    net.features = models.vgg.make_layers(models.vgg.cfgs["A"], batch_norm=True)
+    net.classifier = nn.Linear(512 * 7 * 7, 10)
+    return net
+
+
+def wide() -> nn.Module:
+    return models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], width_per_group=128)
+
+
+def vision_transformer() -> nn.Module:
+    net = models.VisionTransformer(48, 8, 2, 2, 32, 64, num_classes=10)
+    nn.init.normal_(net.heads.head.weight)  # it begins with zeros, where no gradient is
+    return net
+
+
+def swin() -> nn.Module:
+    return models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("net", "size"),
+    [
+        ("torchvision/resnet18", 48),
+        ("torchvision/resnext50_32x4d", 48),
+        (wide, 48),
+        (vgg, 48),
+        ("torchvision/densenet121", 48),
+        ("torchvision/mobilenet_v2", 48),
+        ("torchvision/efficientnet_b0", 48),
+        ("torchvision/convnext_tiny", 48),
+        ("torchvision/inception_v3", 107),
+        (vision_transformer, 48),
+        (swin, 48),
+        ("timm/deit_tiny_patch16_224", 224),
+    ],
+)
+def test_grad_cam_of_each_family_reads_the_image(
+    net: str | Callable[[], nn.Module], size: int
+) -> None:
+    build = described(net, weights="none").build if isinstance(net, str) else net
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = build().eval()
+        images = torch.rand(2, 3, size, size)
+    network = Network(lambda: copy.deepcopy(made).to("meta"), None, *IMAGENET)
+    layer = describe_layers(network, (size, size))[1]["last_conv"]
+    maps = xbench.attribute(
+        made, images, method="grad_cam", layer=layer, sign="signed", mean=IMAGENET[0],
+        std=IMAGENET[1],
+    )  # fmt: skip
+    assert maps.shape == (2, size, size)
+    assert maps.isfinite().all()
+    assert (maps.amax((1, 2)) > maps.amin((1, 2))).all()
+    assert not torch.equal(*maps)
 
 
 def test_networks_that_count_with_tensors_have_the_same_form_without_weights() -> None:

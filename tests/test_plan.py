@@ -431,3 +431,18 @@ def test_a_layer_that_any_field_names_is_resolved_before_anything_runs() -> None
     assert ids(methods=["elsewhere"])
     with pytest.raises(UsageError, match=r"no layer 'layer9' \(asked for by elsewhere"):
         plan_of(methods=[{"name": "elsewhere", "block": "layer9"}])
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    missing: dict[str, Any] = {
+        "datasets": ["plug/noise", "cifar100", "cub200"],
+        "models": [
+            "plug/tiny",
+            {"name": "checkpoint", "weights": "gone.pt", "architecture": "resnet20"},
+        ],
+    }
+    with pytest.raises(UsageError) as refused:
+        make_plan(suite_of(**missing), tmp_path)
+    lines = str(refused.value).splitlines()
+    for line, word in zip(lines, ("'cifar100'", "'cub200'", "'gone.pt'"), strict=True):
+        assert word in line

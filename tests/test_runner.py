@@ -275,3 +275,25 @@ def test_a_part_says_the_smallest_forward_shape_that_made_it(tmp_path: Path) -> 
     computed(job)
     (part,) = Store(tmp_path).group(*job.group).parts()
     assert part.facts["provenance"]["smallest_rows"] == part.facts["provenance"]["rows"] == job.rows
+
+
+def test_a_unit_loads_each_image_once_and_a_batch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So data sets larger than memory run, and decoding is paid for once."""
+    job = unit(tmp_path)
+    kind = type(job.dataset.make().open(None))
+    asked: list[list[int]] = []
+    load = kind.load
+
+    def watched(self: Any, indices: list[int]) -> Any:
+        asked.append(list(indices))
+        return load(self, indices)
+
+    monkeypatch.setattr(kind, "load", watched)
+    run_unit(job)
+    images = [at for _, portion in job.portions for at, _ in portion]
+    assert len(job.portions) == 1
+    assert len(images) > job.rows
+    assert [at for batch in asked for at in batch] == images
+    assert max(map(len, asked)) == job.rows

@@ -1,6 +1,7 @@
 """Laws of the store: parts are whole or absent, never silently wrong, and no rows get lost."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -109,6 +110,14 @@ def test_a_frame_and_a_table_give_the_same_part(group: Group) -> None:
     one, other = group.parts()
     assert one.rows.equals(other.rows)
     assert one.facts == other.facts == HERE
+
+
+def test_equal_parts_are_one_file_named_by_its_bytes(group: Group) -> None:
+    one = group.write("a", frame(), HERE)
+    assert group.write("a", frame(), HERE) == one
+    assert group.write("a", frame(value=0.6), HERE) != one
+    assert one.stem == f"a-{hashlib.sha256(one.read_bytes()).hexdigest()[:16]}"
+    assert all(part.is_named for part in group.parts())
 
 
 def test_nothing_is_created_before_something_is_written(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from xbench import registry
 from xbench.autograd import prepared
+from xbench.baselines import baseline_image, gaussian_blur
 from xbench.errors import Unsupported
-from xbench.masking import baseline_image, gaussian_blur
 from xbench.probe import ImageGradient, LayerGradient, Logits, Need, Probe
 from xbench.sweeps import (
     AdaptivePath,

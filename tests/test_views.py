@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,8 @@ def test_a_pivot_has_methods_by_models_and_latex_its_marks(tmp_path: Path) -> No
         ("grad_cam", "plug/tiny", "0.1000"), ("grad_cam", "other", "0.4000"),
         ("gradient", "plug/tiny", "0.2000"), ("gradient", "other", "0.3000"),
     ]  # fmt: skip
+    for model, note in zip(("plug/tiny", "other"), sheet.notes, strict=False):
+        assert re.match(rf"{model}: accuracy [0-9.]+ %, .*calibration error", note)
     text = write([sheet], "latex")
     assert r"grad\_cam & plug/tiny & \textbf{0.1000}" in text
     assert r"grad\_cam & other & \underline{0.4000}" in text

@@ -72,6 +72,8 @@ class GroupCaption:
         title: both, number and selection of images, target.
         methods: in the suite's order.
         metrics: likewise.
+        arm: what was done in the model's training, if it is one of several; else empty.
+        pair: which pair of trainings it is of.
     """
 
     dataset: str
@@ -79,6 +81,8 @@ class GroupCaption:
     title: str
     methods: tuple[MethodCaption, ...]
     metrics: tuple[MetricCaption, ...]
+    arm: str = ""
+    pair: int | None = None
 
 
 Captions = tuple[GroupCaption, ...]
@@ -107,6 +111,7 @@ def to_json(given: Captions) -> Any:
 def _group(plan: Plan, group: Group) -> GroupCaption:
     methods = dict.fromkeys(cell.method for cell in group.cells)
     metrics = dict.fromkeys(cell.metric for cell in group.cells)
+    replicate = group.model.replicate
     return GroupCaption(
         group.dataset.label,
         group.model.label,
@@ -121,6 +126,8 @@ def _group(plan: Plan, group: Group) -> GroupCaption:
             for choice in methods
         ),
         _metrics([(choice, choice.make()) for choice in metrics]),
+        "" if replicate is None else replicate.arm,
+        None if replicate is None else replicate.pair,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
+import logging
 import os
 import sys
 import traceback
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from .suite import Suite
 
 FINE, UNEXPECTED, USAGE, INTERRUPTED = 0, 1, 2, 130
-VARIABLES = ("XBENCH_DATA", "XBENCH_PLUGINS", "XBENCH_DEBUG")
+VARIABLES = (
+    "XBENCH_DATA", "XBENCH_DEBUG", "XBENCH_HOME", "XBENCH_LOG", "XBENCH_OFFLINE", "XBENCH_PLUGINS",
+)  # fmt: skip
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 KINDS = ("methods", "metrics", "models", "datasets", "regularisers", "suites")
 
 Command = Callable[..., Any]
@@ -36,10 +41,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows still gets its table
-    for name in os.environ:
-        if name.startswith("XBENCH_") and name not in VARIABLES:
-            click.echo(f"warning: unknown environment variable {name}", err=True)
     try:
+        _heed_environment()
         status = cli.main(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else FINE)
     except click.ClickException as error:
@@ -67,6 +70,42 @@ def main() -> None:
             "This is a defect of xbench or of a plug-in; XBENCH_DEBUG=1 shows where."
         )
         sys.exit(UNEXPECTED)
+
+
+def _heed_environment() -> None:
+    from . import offline
+
+    for name in os.environ:
+        if name.startswith("XBENCH_") and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            click.echo(f"warning: unknown environment variable {name}{hint}", err=True)
+    if level := os.environ.get("XBENCH_LOG"):
+        if level.upper() not in LEVELS:
+            raise UsageError(f"XBENCH_LOG={level}: expected one of {', '.join(LEVELS).lower()}")
+        logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    offline.enforce(_is_offline() or False)
+
+
+def _is_offline() -> bool | None:
+    """What XBENCH_OFFLINE says; None if nothing."""
+    said = os.environ.get("XBENCH_OFFLINE", "").lower()
+    if said in ("1", "true", "yes", "on"):
+        return True
+    if said in ("0", "false", "no", "off"):
+        return False
+    if said:
+        raise UsageError(f"XBENCH_OFFLINE={said}: expected 1 or 0")
+    return None
+
+
+def _offline_at_once(context: click.Context, option: click.Parameter, value: bool | None) -> Any:
+    """Before plug-ins are imported."""
+    from . import offline
+
+    if value is not None:
+        offline.enforce(value)
+    return value
 
 
 def _say_error(message: str) -> None:
@@ -100,11 +139,16 @@ def _suite_options(command: Command) -> Command:
         click.option("--workers", metavar="auto|N", help="Processes to compute with."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE",
-            help="Override a key of the suite, such as run.slice=32.",
+            help="Override a key of the suite, such as run.slice=32; "
+            "datasets.0.min_confidence=0.9, .correct=true or .only=ids.txt select images.",
         ),
         click.option(
             "--data", type=click.Path(path_type=Path),
-            help="Directory of data and weights; default: XBENCH_DATA.",
+            help="Directory of data and weights; default: XBENCH_DATA, or where fetch puts them.",
+        ),
+        click.option(
+            "--offline/--no-offline", default=None, callback=_offline_at_once,
+            help="Refuse all network access; default: XBENCH_OFFLINE.",
         ),
         click.option(
             "--plugin", multiple=True, metavar="FILE|MODULE",
@@ -154,8 +198,18 @@ def _plugins(given: tuple[str, ...]) -> tuple[str, ...]:
     return plugins
 
 
+def _home() -> Path:
+    """Where data lie that nobody has put elsewhere."""
+    from platformdirs import user_cache_path
+
+    said = os.environ.get("XBENCH_HOME")
+    return (Path(said) if said else user_cache_path("xbench")) / "data"
+
+
 def _data(given: Path | None) -> Path | None:
     chosen = given or (Path(os.environ["XBENCH_DATA"]) if os.environ.get("XBENCH_DATA") else None)
+    if chosen is None and _home().is_dir():
+        chosen = _home()
     if chosen is not None and not chosen.is_dir():
         wrong = "is not a directory" if chosen.exists() else "does not exist"
         raise UsageError(f"data directory {str(chosen)!r} {wrong} (--data or XBENCH_DATA)")
@@ -163,6 +217,7 @@ def _data(given: Path | None) -> Path | None:
 
 
 def _load(options: dict[str, Any]) -> Suite:
+    from . import offline
     from .document import Document
     from .suite import load_suite, read_suite
 
@@ -195,7 +250,12 @@ def _load(options: dict[str, Any]) -> Suite:
         settings.append(("run.keep", list(dict.fromkeys(kinds)), "--keep"))
     if options.get("save_maps") is not None:
         settings.append(("run.save_maps", options["save_maps"], "--save-maps"))
+    said = _is_offline() if options["offline"] is None else options["offline"]
+    if said is not None:
+        who = "XBENCH_OFFLINE" if options["offline"] is None else "--offline"
+        settings.append(("run.offline", said, who))
     suite = load_suite(document, settings)
+    offline.enforce(suite.run.offline)
     return suite.narrowed(**{k: options[k] for k in ("datasets", "models", "methods", "metrics")})
 
 
@@ -283,16 +343,21 @@ def plan(**options: Any) -> None:
 @cli.command()
 @_suite_options
 def fetch(**options: Any) -> None:
-    """Download the data sets of SUITE into --data where their hosts allow it.
+    """Download data sets and weights of SUITE where their hosts allow it; run --offline then works.
 
-    What is there is not downloaded again; an archive that was interrupted goes on. A data set that
-    has to be requested says so, and what to put where.
+    They go into --data, else XBENCH_DATA, else XBENCH_HOME/data (by default in the user's cache),
+    where every other command looks too. What is there is verified and not downloaded again; a file
+    that was interrupted goes on. What has to be requested says so, and what to put where.
     """
     _plugins(options["plugin"])
     suite = _load(options)
-    data = _data(options["data"])
-    if data is None:
-        raise UsageError("fetch needs the directory to put data in; name it with --data DIR")
+    if suite.run.offline:
+        raise UsageError("fetch is for the network; --no-offline lets it through")
+    data = options["data"] or Path(os.environ.get("XBENCH_DATA") or _home())
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"data directory {str(data)!r} cannot be made: {error}") from None
     from .run import fetch_data
 
     click.echo(fetch_data(suite, data), nl=False)
@@ -314,7 +379,14 @@ def fetch(**options: Any) -> None:
     "--between-models",
     "view",
     flag_value="between-models",
-    help="Differences of models, on all images and on those that both classify correctly.",
+    help="Differences of models, on all images and on those that both classify correctly; of a "
+    "network of a pair, from the first arm's.",
+)
+@click.option(
+    "--effect",
+    "view",
+    flag_value="effect",
+    help="Differences of arms of training over pairs of networks.",
 )
 @click.option("--agreement", "view", flag_value="agreement", help="Agreement of metrics.")
 @click.option(
@@ -493,7 +565,7 @@ def explain(image: Path, model: str, out: Path | None, **options: Any) -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Directory of data and weights; default: XBENCH_DATA.",
+    help="Directory of data and weights; default: XBENCH_DATA, or where fetch puts them.",
 )
 @click.option("--plugin", multiple=True, metavar="FILE|MODULE", help="Import entries first.")
 @click.option(
@@ -557,6 +629,105 @@ def info(name: str, plugin: tuple[str, ...]) -> None:
     from .info import description
 
     click.echo(description(name))
+
+
+@cli.group()
+def store() -> None:
+    """Look after part files: list, verify, tidy, bring together.
+
+    OUT is the folder that 'xbench run -o' was given, or the store in it; default: results.
+    """
+
+
+_FOLDER = click.Path(path_type=Path)
+_OUT = click.argument("out", type=_FOLDER, default="results")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+@store.command(name="ls")
+@_OUT
+@click.option("--cells", is_flag=True, help="A line for each cell.")
+@_JSON
+def store_ls(out: Path, cells: bool, as_json: bool) -> None:
+    """List what OUT holds.
+
+    Groups of data set and model, their cells, images, rows, parts, bytes, and which versions made
+    them.
+    """
+    from . import storekeeping as keeping
+
+    found = keeping.audit(keeping.find_store(out), deep=False)
+    if as_json:
+        click.echo(json.dumps(keeping.contents(found), indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_contents(found, cells=cells, width=_width()), nl=False)
+
+
+@store.command()
+@_OUT
+@_JSON
+def verify(out: Path, as_json: bool) -> int:
+    """Read every byte of OUT and say what is wrong.
+
+    Exit 1 if anything is. Nothing is changed.
+    """
+    from . import storekeeping as keeping
+
+    found = keeping.audit(keeping.find_store(out))
+    if as_json:
+        click.echo(json.dumps(keeping.findings_facts(found), indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_findings(found), nl=False)
+    return UNEXPECTED if found.findings else FINE
+
+
+@store.command()
+@_OUT
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--damaged", is_flag=True, help="Also damaged parts, which no run can read.")
+@_JSON
+def gc(out: Path, dry_run: bool, damaged: bool, as_json: bool) -> None:
+    """Remove from OUT what serves nothing.
+
+    That is: temporary files of dead writers, and parts all of whose rows other parts hold. Nothing
+    that a table could count goes.
+    """
+    from . import storekeeping as keeping
+
+    files = keeping.waste(keeping.audit(keeping.find_store(out)), damaged=damaged)
+    if not dry_run:
+        keeping.remove(files)
+    if as_json:
+        facts = keeping.waste_facts(files, is_gone=not dry_run)
+        click.echo(json.dumps(facts, indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_waste(files, is_gone=not dry_run), nl=False)
+
+
+@store.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=_FOLDER)
+@click.option("--into", required=True, metavar="OUT", type=_FOLDER, help="Where to.")
+@_JSON
+def merge(sources: tuple[Path, ...], into: Path, as_json: bool) -> None:
+    """Copy the parts of other stores into OUT.
+
+    All are verified first, and nothing is copied if one is damaged or two contradict each other.
+    What is there already is skipped, so that running it again is harmless.
+    """
+    from . import storekeeping as keeping
+
+    done = keeping.merge(sources, into)
+    if as_json:
+        click.echo(json.dumps(keeping.merged_facts(done), indent=1, allow_nan=False))
+    else:
+        click.echo(keeping.show_merged(done), nl=False)
+
+
+def _width() -> int | None:
+    """Of the terminal on standard output, if it is one."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 @cli.command()

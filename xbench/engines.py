@@ -22,10 +22,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import registry
+from . import offline, registry
 from .errors import XbenchError
 from .plan import Job
-from .runner import Report, place, provenance, run_unit
+from .runner import Report, facts_of, place, provenance, run_unit
 from .store import COLUMNS, Store
 from .suite import Choice
 
@@ -210,7 +210,9 @@ class _Pool:
 
     def hire(self, task: _Task) -> None:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(theirs, self.plugins, self.stop))
+        process = self.context.Process(
+            target=_serve, args=(theirs, self.plugins, self.stop, offline.is_enforced())
+        )
         resource_tracker.ensure_running()  # it would lift the mask
         # A terminal's Ctrl-C reaches every process, also one that is still importing torch.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -283,12 +285,13 @@ class _Pool:
         return None
 
 
-def _serve(pipe: Connection, plugins: tuple[str, ...], stop: Any) -> None:
+def _serve(pipe: Connection, plugins: tuple[str, ...], stop: Any, is_offline: bool) -> None:
     """A worker's life: units in; where it is, and reports or an error, out."""
     for number in _SIGNALS:  # the coordinator decides, and sets the flag
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     keep_freed_memory()
+    offline.enforce(is_offline)
     with suppress(EOFError, BrokenPipeError):  # the coordinator has gone
         try:
             for plugin in plugins:
@@ -336,7 +339,7 @@ def _lost(job: Job, code: int) -> Report:
     places = {place(entry) for entries, _ in job.portions for entry in entries}
     report.errors.update((f"{where}: {status}", f"in unit {job.name}") for where in places)
     report.rows["error"] = len(rows)
-    facts = {"provenance": provenance(job), "slice": job.number, "events": []}
+    facts = {**facts_of(job, Choice), "provenance": provenance(job), "events": []}
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     if rows:
         group = Store(job.store).group(*job.group)

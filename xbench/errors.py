@@ -31,6 +31,10 @@ class SuiteError(UsageError):
         return type(self), (self.problems,)  # Exception's own reduce would pass the joined text
 
 
+class Offline(UsageError):  # noqa: N818
+    """Something asked for the network, which the user keeps away."""
+
+
 class Unsupported(XbenchError):  # noqa: N818
     """An entry declares that it cannot work here; the cell is ``skipped`` with this message."""
 
@@ -49,3 +53,7 @@ class BadWeights(XbenchError):  # noqa: N818
 
 class StoreError(XbenchError):
     """A stored file is damaged, foreign, or contradicts another."""
+
+
+class DamagedPart(StoreError):  # noqa: N818
+    """The bytes of a part are not those that were written."""

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from .errors import StoreError
@@ -83,19 +84,26 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def sweep(root: Path) -> int:
-    """Remove the temporary files of dead writers of this host below a folder, and count them.
+def writer_of(path: Path) -> Literal["", "dead", "alive", "elsewhere"]:
+    """How it stands with the writer of a temporary file; empty if the file is none of ours.
 
-    Those of other hosts, and of containers with process ids of their own, stay.
+    Of other hosts, and of containers with process ids of their own, nobody here can tell.
     """
+    if not (owner := _TEMPORARY.fullmatch(path.name)):
+        return ""
     host, boot, space = _here()
+    pid, its_space, its_boot, its_host = owner.groups()
+    if its_host != host or (its_boot == boot and its_space != space):
+        return "elsewhere"
+    return "alive" if its_boot == boot and _lives(int(pid)) else "dead"
+
+
+def sweep(root: Path) -> int:
+    """Remove the temporary files of dead writers of this host below a folder, and count them."""
     removed = 0
     for path in root.rglob("*.tmp"):
-        if owner := _TEMPORARY.fullmatch(path.name):
-            pid, its_space, its_boot, its_host = owner.groups()
-            ended = its_boot != boot or (its_space == space and not _lives(int(pid)))
-            if its_host == host and ended:
-                with suppress(OSError):  # another sweep was faster, or it is another user's
-                    path.unlink()
-                    removed += 1
+        if writer_of(path) == "dead":
+            with suppress(OSError):  # another sweep was faster, or it is another user's
+                path.unlink()
+                removed += 1
     return removed

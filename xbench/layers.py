@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -132,18 +132,32 @@ def layer_facts(model: Model, layer: str, image: Sequence[int] | None = None) ->
     return found
 
 
+def layout_of(
+    path: str, kept: Mapping[str, Tensor], refused: Mapping[str, str], images: Sequence[int]
+) -> FeatureLayout:
+    """How to read what :func:`xbench.autograd.recording` tells of a layer.
+
+    Args:
+        kept, refused: outputs, and reasons why there are none, by path.
+        images: shape (N, C, H, W) of what was forwarded.
+
+    Raises:
+        Unsupported: if there is no output, or none with a grid of positions.
+    """
+    if path in refused:
+        raise Unsupported(f"layer {path!r} {refused[path]}")
+    try:
+        return FeatureLayout.of(kept[path].shape, images)
+    except Unsupported as error:
+        raise Unsupported(f"layer {path!r} {error}") from None
+
+
 def _found_facts(net: nn.Module, path: str, shape: tuple[int, ...]) -> LayerFacts:
     with recording(net, [path]) as (kept, refused):
         logits = _without_weights(net, shape)
-    if path in refused:
-        raise Unsupported(f"layer {path!r} {refused[path]}")
-    output = kept[path]
-    try:
-        layout = FeatureLayout.of(output.shape, shape)
-    except Unsupported as error:
-        raise Unsupported(f"layer {path!r} {error}") from None
+    layout = layout_of(path, kept, refused, shape)
     affine = layout.kind != "tokens" and _is_affine(logits)
-    return LayerFacts(output.shape[layout.channel_axis], affine)
+    return LayerFacts(kept[path].shape[layout.channel_axis], affine)
 
 
 def attention_shapes(model: Model) -> list[tuple[int, ...]]:

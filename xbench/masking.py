@@ -2,7 +2,7 @@
 
 Every perturbation metric or method is a mask generator and a baseline behind one primitive,
 :func:`masked_scores`. Nearly all time of a run is spent in it. Masking commutes with normalisation,
-so it happens in the network's input space, for baselines named in pixel terms.
+so it happens in the network's input space.
 """
 
 from __future__ import annotations
@@ -10,143 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from .errors import Unsupported
+from .baselines import BaselineImage, BaselineName
 from .imputation import linear_imputation
-from .maps import Sign, ascending, ranks, stable_argsort, unit_range, with_sign
+from .maps import Sign, unit_range, with_sign
+from .orders import Ranks, SortedMap, Spread, Ties, ordered
 from .probe import Again, Explanation, Logits, Need, Probe, closure, probability
 from .types import Model, Passes
-
-BaselineName = Literal[
-    "black", "mean", "white", "blur", "noise", "blur_rise", "blur_gag", "blur_latec"
-]
-"""What masked pixels become.
-
-``black`` and ``white`` are pixel values 0 and 1, ``mean`` is the model's mean colour (zero after
-normalisation), ``blur`` the image under a Gaussian with a standard deviation of 1/16 of its shorter
-side (16 at 256 pixels, as in Guided AbsoluteGrad's insertion), cut at three of them, edges
-reflected; ``noise`` is uniform between 0 and 1 in every channel, drawn from the image's own stream.
-
-The others are blurs of a fixed size, for presets. ``blur_rise``: 11 x 11 pixels, called "sigma 5"
-in RISE's code, yet nearly a box: a point filtered with its reflections inside the window; beyond
-the image lies the mean colour. ``blur_gag``: Guided AbsoluteGrad's 33 x 33, sigma 16, and
-``blur_latec``: LATEC's 15 x 15, sigma 5, both true Gaussians, edges reflected.
-"""
-
-
-Padding = Literal["reflect", "zero"]
-"""What a blur sees beyond the image's edge: the image mirrored at the centre of its outermost
-pixels (the default), or zeros."""
-
-
-def baseline_image(name: BaselineName, model: Model, inputs: Tensor) -> Tensor:
-    """The baseline in network space, (1 or N, 3, H, W).
-
-    Raises:
-        Unsupported: for noise, which hangs on the images' keys; a need, BaselineImage, has it.
-    """
-    if name == "noise":
-        raise Unsupported("baseline 'noise' is drawn for each image of a probe, and not known here")
-    if name == "blur":
-        return gaussian_blur(inputs, sigma=min(inputs.shape[-2:]) / 16)
-    if name == "blur_rise":
-        return rise_blur(inputs)
-    if name == "blur_gag":
-        return gaussian_blur(inputs, sigma=16, radius=16)
-    if name == "blur_latec":
-        return gaussian_blur(inputs, sigma=5, radius=7)
-    colours = {"black": (0.0,), "white": (1.0,), "mean": model.mean}
-    pixels = model.channel_constant(colours[name], inputs)
-    height, width = inputs.shape[-2:]
-    return model.normalise(torch.zeros_like(inputs[:1, :, :1, :1]) + pixels).expand(
-        1, -1, height, width
-    )
-
-
-def gaussian_blur(
-    images: Tensor, sigma: float, radius: int | None = None, padding: Padding = "reflect"
-) -> Tensor:
-    """(N, C, H, W) under a Gaussian of standard deviation ``sigma`` in pixels.
-
-    Each axis is one product with a matrix, which is exact for any radius and several times faster
-    than a convolution.
-
-    Args:
-        radius: pixels on either side at which the kernel is cut; three sigma where none is given.
-        padding: what lies beyond the edge.
-    """
-    radius = round(3 * sigma) if radius is None else radius
-    return _separable(
-        images, *(gaussian_matrix(side, sigma, radius, padding) for side in images.shape[-2:])
-    )
-
-
-def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, C, H, W) under a matrix (H, H) for its rows and another (W, W) for its columns."""
-    # planes of whole cache lines: else an image's place in the batch would move its last bit
-    spare = [-side % 8 for side in images.shape[-2:]]
-    rows, columns = (
-        functional.pad(matrix.to(images), (0, more, 0, more))
-        for matrix, more in zip((rows, columns), spare, strict=True)
-    )
-    whole = functional.pad(images, (0, spare[1], 0, spare[0]))
-    blurred = (columns @ (rows @ whole).mT).mT
-    return blurred[..., : images.shape[-2], : images.shape[-1]].contiguous()
-
-
-def gaussian_matrix(side: int, sigma: float, radius: int, padding: Padding) -> Tensor:
-    """(side, side) float64 on the CPU: its product with a line of pixels is the line's blur.
-
-    Row i holds the weights of pixel i: a Gaussian cut at ``radius`` and scaled to add up to 1, then
-    folded back at the edges ("reflect", as often as needed) or cut there ("zero").
-    """
-    if sigma == 0:
-        return torch.eye(side, dtype=torch.float64)
-    return kernel_matrix(side, gaussian_kernel(sigma, radius), padding)
-
-
-def gaussian_kernel(sigma: float, radius: int) -> Tensor:
-    """(2 radius + 1,) float64 samples of a Gaussian, adding up to 1."""
-    kernel = torch.exp(-torch.arange(-radius, radius + 1).double().square() / (2 * sigma * sigma))
-    return kernel / kernel.sum()
-
-
-def kernel_matrix(side: int, kernel: Tensor, padding: Padding) -> Tensor:
-    """(side, side): its product with a line of pixels is the line under a kernel of odd length."""
-    radius = len(kernel) // 2
-    at = torch.arange(side)[:, None] + torch.arange(-radius, radius + 1)
-    weight = kernel.expand(side, -1)
-    if padding == "reflect":
-        period = max(2 * (side - 1), 1)
-        at = torch.minimum(at % period, -at % period)
-    else:
-        weight = weight.where((at >= 0) & (at < side), 0)
-        at = at.clamp(0, side - 1)
-    return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, at, weight)
-
-
-def rise_kernel() -> Tensor:
-    """(11,) float64: RISE's blur along one axis.
-
-    A point in the middle of 11 pixels, under a Gaussian with sigma 5 that is cut at 4 sigma, and
-    what leaves the 11 pixels is folded back at their edges: much flatter than the Gaussian.
-    """
-    size, radius = 11, 20
-    at = (size // 2 + torch.arange(-radius, radius + 1)) % (2 * size)
-    folded = torch.minimum(at, 2 * size - 1 - at)
-    return torch.zeros(size, dtype=torch.float64).index_add_(0, folded, gaussian_kernel(5, radius))
-
-
-def rise_blur(images: Tensor) -> Tensor:
-    """(N, C, H, W) under RISE's kernel of 11 x 11 pixels, zeros beyond the edges."""
-    sides = images.shape[-2:]
-    return _separable(images, *(kernel_matrix(side, rise_kernel(), "zero") for side in sides))
-
 
 Read = Callable[[Tensor, Tensor], Tensor]
 """What is kept of a row: logits (R, K) and the target of each row (R,) to (R, ...) float64."""
@@ -280,19 +154,6 @@ def _padded(rows: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BaselineImage(Need[Tensor]):
-    """The baseline of this batch in network space, (1 or N, 3, H, W)."""
-
-    baseline: BaselineName
-
-    def compute(self, on: Probe) -> Tensor:
-        if self.baseline == "noise":
-            channels = (on.uniform("noise baseline", at) for at in range(on.inputs.shape[1]))
-            return on.model.normalise(torch.stack(tuple(channels), dim=1))
-        return baseline_image(self.baseline, on.model, on.inputs)
-
-
-@dataclass(frozen=True)
 class BaselineScores(Need[Tensor]):
     """(N, 2) readings of the target on the baseline alone: the empty end of every curve.
 
@@ -340,90 +201,6 @@ class CleanScores(Need[Tensor]):
 
     def compute(self, on: Probe) -> Tensor:
         return torch.stack((on.probability, target_logit(on[Logits()], on.target)), dim=-1)
-
-
-@dataclass(frozen=True)
-class Permutation(Need[Tensor]):
-    """(N, H * W), one permutation of the pixels per image, for all methods: breaks ties."""
-
-    def compute(self, on: Probe) -> Tensor:
-        # 24-bit numbers may repeat; the stable sort then keeps raster order among those few
-        return stable_argsort(on.uniform("ties").flatten(1))
-
-
-Ties = Literal["seeded", "first", "last", "above", "partition"]
-"""The order of pixels whose values are equal.
-
-* ``seeded``: one permutation per image, the same for all methods (the default everywhere);
-* ``first``, ``last``: in raster order or against it, for presets whose source sorts an array;
-* ``above``: none, as they come together: those above a quantile (Guided AbsoluteGrad's curves);
-* ``partition``: likewise, or those of the largest value if the quantile is that (RCAP).
-
-The last two compare maps scaled to [0, 1].
-"""
-
-
-@dataclass(frozen=True)
-class Ranks(Need[Tensor]):
-    """(N, H, W) place of each pixel in its map's order, 0 for the most salient.
-
-    Args:
-        sign: how the map is read before.
-        ties: order of equal values.
-    """
-
-    scope: ClassVar[Literal["batch", "map"]] = "map"
-    sign: Sign = "signed"
-    ties: Literal["seeded", "first", "last"] = "seeded"
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Permutation(),) if self.ties == "seeded" else ()
-
-    def compute(self, on: Explanation) -> Tensor:
-        maps = with_sign(on.saliency, self.sign)
-        if self.ties == "seeded":
-            return ranks(maps, on[Permutation()])
-        raster = torch.arange(maps[0].numel(), device=maps.device).expand(maps.shape[0], -1)
-        return ranks(maps, raster if self.ties == "first" else raster.flip(1))
-
-
-@dataclass(frozen=True)
-class SortedMap(Need[tuple[Tensor, Tensor]]):
-    """A map scaled to [0, 1], (N, H, W), and its values in ascending order, (N, H * W)."""
-
-    scope: ClassVar[Literal["batch", "map"]] = "map"
-    sign: Sign
-
-    def compute(self, on: Explanation) -> tuple[Tensor, Tensor]:
-        maps = unit_range(with_sign(on.saliency, self.sign))
-        return maps, ascending(maps.flatten(1))
-
-
-def ordered(on: Explanation, order: Ranks | SortedMap) -> Tensor:
-    """(N, H, W) numbers that put a map's pixels into an order."""
-    return on[order] if isinstance(order, Ranks) else on[order][0]
-
-
-@dataclass(frozen=True)
-class Spread(Need[Tensor]):
-    """(N, 3, H, W) the numbers of an order, for each channel and laid out as the network's images.
-
-    Masks made from them fit the images, where one for all channels would be spread at each step.
-    """
-
-    scope: ClassVar[Literal["batch", "map"]] = "map"
-    order: Ranks | SortedMap
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (self.order,)
-
-    def compute(self, on: Explanation) -> Tensor:
-        numbers, like = ordered(on, self.order)[:, None], on.probe.inputs
-        if numbers[0].numel() <= 2**24:  # float32 holds these places exactly
-            numbers = numbers.to(like.dtype)
-        return on.probe.model.laid_out(numbers.expand(-1, like.shape[1], -1, -1))
 
 
 @dataclass(frozen=True)
@@ -728,96 +505,3 @@ class Curve(Need[Tensor]):
         first, last = ends if self.keep == "salient" else reversed(ends)
         middle = [shown(on, self.inner)] if self.inner else []
         return reading_of(torch.cat((first[:, None], *middle, last[:, None]), dim=1), self.reading)
-
-
-class Recovery(NamedTuple):
-    """RCAP's partitions, each (N, S): share of the saliency, probability of the target, and whether
-    the partition counts.
-    """
-
-    share: Tensor
-    probability: Tensor
-    counts: Tensor
-
-
-@dataclass(frozen=True)
-class Recovered(Need[Recovery]):
-    """RCAP's partitions of a map.
-
-    With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic
-    of rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the
-    maximum where the threshold is the maximum. All else is baseline. The partitions are points of a
-    curve with ``ties="partition"``.
-
-    Args:
-        percents: recovered shares of the pixels, in percent.
-    """
-
-    scope: ClassVar[Literal["batch", "map"]] = "map"
-    baseline: BaselineName
-    sign: Sign
-    percents: tuple[int, ...]
-
-    @property
-    def points(self) -> tuple[Shown, ...]:
-        return tuple(
-            Shown("salient", Fraction(percent, 100), self.baseline, self.sign, "partition")
-            for percent in self.percents
-        )
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (SortedMap(self.sign), *self.points)
-
-    def compute(self, on: Explanation) -> Recovery:
-        chosen = torch.stack([point.mask(on) for point in self.points], dim=1)
-        maps, _ = on[SortedMap(self.sign)]
-        mass, total = _saliency(maps, chosen)
-        share = mass / total.where(total > 0, 1)
-        probability = reading_of(shown(on, self.points), "probability")
-        return Recovery(share, probability, torch.ones_like(share, dtype=torch.bool))
-
-
-def _saliency(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of a map in each set of pixels (N, S, H, W), and in all: (N, S) and (N, 1) float64."""
-    mass = (maps[:, None] * chosen.to(maps.dtype)).sum((2, 3), dtype=torch.float64)
-    return mass, maps.sum((1, 2), dtype=torch.float64)[:, None]
-
-
-@dataclass(frozen=True)
-class AuthorsRecovered(Need[Recovery]):
-    """RCAP's partitions as the authors' code makes them; the arguments of :class:`Recovered`.
-
-    They differ where many pixels share the largest value, 1. A threshold of 1 is replaced by 0, so
-    that all above 0 is recovered, and a pixel stays recovered for the partitions that follow. Yet
-    if no two thresholds are equal, a first one of 1 does not count. The share of a zero map is NaN.
-    """
-
-    scope: ClassVar[Literal["batch", "map"]] = "map"
-    baseline: BaselineName
-    sign: Sign
-    percents: tuple[int, ...]
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(), BaselineImage(self.baseline), SortedMap(self.sign))
-
-    def passes(self, model: Model) -> Passes:
-        return Passes(len(self.percents), 0)
-
-    def compute(self, on: Explanation) -> Recovery:
-        maps, ascending = on[SortedMap(self.sign)]
-        flat = maps.flatten(1)
-        pixels = flat.shape[1]
-        # their rank is a product in floating point, cut to a whole number
-        ranked = [max(int(pixels * ((100 - percent) / 100)), 1) - 1 for percent in self.percents]
-        threshold = ascending[:, ranked]  # (N, S), falling
-        is_top = threshold == 1
-        counts = ~(is_top & (threshold.diff(dim=1) != 0).all(1, keepdim=True))
-        threshold = threshold.masked_fill(is_top, 0)
-        chosen = flat[:, None] > threshold[..., None]
-        chosen = chosen.view(*threshold.shape, *maps.shape[1:])
-        mass, total = _saliency(maps, chosen)
-        recovered = (chosen & counts[..., None, None]).cumsum(dim=1) > 0
-        baseline = on[BaselineImage(self.baseline)]
-        return Recovery(mass / total, masked_probabilities(on.probe, [recovered], baseline), counts)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -34,6 +34,8 @@ from .store import Group as StoredGroup
 from .store import Store
 from .suite import Choice, Suite, canonical
 from .types import Model, Network, Passes, Source
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -461,22 +463,43 @@ def make_plan(suite: Suite, data: Path | None) -> Plan:
             f"device {device!r} was asked for, but torch sees {seen}; use --device cpu"
         )
     pairs = [(d, m) for d in suite.datasets for m in suite.models if suite.pairs(d, m)]
-    sources = [(choice, choice.make().open(data)) for choice in dict.fromkeys(d for d, _ in pairs)]
-    networks = [
-        (choice, choice.make().describe(data)) for choice in dict.fromkeys(m for _, m in pairs)
-    ]
-    hashes = {choice: weights_hash(network) for choice, network in networks}
-    orders = [candidates(source, c.selection, c.label, data) for c, source in sources]
+
+    def opened(dataset: Choice) -> tuple[Source, tuple[int, ...]]:
+        source = dataset.make().open(data)
+        return source, candidates(source, dataset.selection, dataset.label, data)
+
+    def described(model: Choice) -> tuple[Network, str]:
+        network = model.make().describe(data)
+        return network, weights_hash(network)
+
+    problems: list[str] = []
+    sources = _each((dataset for dataset, _ in pairs), opened, problems)
+    networks = _each((model for _, model in pairs), described, problems)
+    if problems:
+        raise UsageError("\n".join(problems))
     groups = tuple(
-        _group(suite, dataset, source, order, model, network, hashes[model])
-        for (dataset, source), order in zip(sources, orders, strict=True)
-        for model, network in networks
+        _group(suite, dataset, *sources[dataset], model, *networks[model])
+        for dataset in sources
+        for model in networks
         if (dataset, model) in pairs
     )
     if not any(group.cells for group in groups):
         raise UsageError(f"suite {suite.name!r}: no cell is left after 'exclude'")
     _refuse_shared_folders(groups)
     return Plan(suite, groups, device, data)
+
+
+def _each(
+    choices: Iterable[Choice], make: Callable[[Choice], T], problems: list[str]
+) -> dict[Choice, T]:
+    """What is made of each choice once; what keeps one away joins the others' problems."""
+    found = {}
+    for choice in dict.fromkeys(choices):
+        try:
+            found[choice] = make(choice)
+        except UsageError as error:
+            problems.append(str(error))
+    return found
 
 
 def _refuse_shared_folders(groups: Iterable[Group]) -> None:

@@ -21,6 +21,7 @@ from . import noise
 from .autograd import Meter, Objective, class_gradient, recording
 from .errors import Unpriced, Unsupported, UsageError
 from .features import FeatureLayout
+from .layers import layout_of
 from .maps import all_finite
 from .types import Batch, Model, Passes
 
@@ -545,6 +546,10 @@ class CleanNeed(Need[T]):
     """Answered by the clean pass."""
 
     @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(),)
+
+    @property
     def rides(self) -> Hashable:
         return CleanPass
 
@@ -557,6 +562,10 @@ class CleanNeed(Need[T]):
 class Logits(CleanNeed[Tensor]):
     """(N, K) logits of the clean images."""
 
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return ()
+
     def passes(self, model: Model) -> Passes:
         return Passes(1, 0)
 
@@ -568,10 +577,6 @@ class Logits(CleanNeed[Tensor]):
 class ImageGradient(CleanNeed[Tensor]):
     """(N, 3, H, W) gradient of the target logit towards the network's input."""
 
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(),)
-
     def passes(self, model: Model) -> Passes:
         return Passes(1, 1)
 
@@ -582,8 +587,8 @@ class ImageGradient(CleanNeed[Tensor]):
 
 
 @dataclass(frozen=True)
-class LayerActivation(CleanNeed[Tensor]):
-    """Activation of a layer, (N, C, h, w)."""
+class OfLayer(CleanNeed[T]):
+    """What the clean pass tells of a layer, a role or a module path."""
 
     layer: str = "last_conv"
 
@@ -591,9 +596,10 @@ class LayerActivation(CleanNeed[Tensor]):
     def layers(self) -> tuple[str, ...]:
         return (self.layer,)
 
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(),)
+
+@dataclass(frozen=True)
+class LayerActivation(OfLayer[Tensor]):
+    """Activation of a layer, (N, C, h, w)."""
 
     def passes(self, model: Model) -> Passes:
         return Passes(1, 0)
@@ -604,18 +610,12 @@ class LayerActivation(CleanNeed[Tensor]):
 
 def _feature_maps(clean: Clean, path: str, inputs: Tensor) -> tuple[Tensor, FeatureLayout]:
     """A layer's activation as (N, C, h, w), and how it was read."""
-    if path in clean.refused:
-        raise Unsupported(f"layer {path!r} {clean.refused[path]}")
-    activation = clean.activations[path]
-    try:
-        layout = FeatureLayout.of(activation.shape, inputs.shape)
-    except Unsupported as error:
-        raise Unsupported(f"layer {path!r} {error}") from None
-    return layout.grid(activation), layout
+    layout = layout_of(path, clean.activations, clean.refused, inputs.shape)
+    return layout.grid(clean.activations[path]), layout
 
 
 @dataclass(frozen=True)
-class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
+class LayerGradient(OfLayer[tuple[Tensor, Tensor]]):
     """Activation of a layer and the gradient of the target logit towards it, both (N, C, h, w).
 
     Whatever the layer returns, as :class:`xbench.features.FeatureLayout` reads it: prefix tokens
@@ -625,16 +625,6 @@ class LayerGradient(CleanNeed[tuple[Tensor, Tensor]]):
         Unsupported: if the layer cannot be recorded, has no grid of positions, or has a gradient at
             its prefix tokens alone.
     """
-
-    layer: str = "last_conv"
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
-    @property
-    def needs(self) -> tuple[Need[Any], ...]:
-        return (Logits(),)
 
     def passes(self, model: Model) -> Passes:
         return Passes(1, 1)

@@ -488,9 +488,17 @@ def tuples(value: Any) -> Any:
     return value
 
 
-def parameter_problems(kind: str, name: str, error: ValidationError) -> list[tuple[str, str]]:
-    """(key, sentence) for each problem that validation found."""
-    names = [field.name for field in fields(find(kind, name))]
+def parameter_problems(
+    kind: str, name: str, error: ValidationError, beside: Iterable[str] = ()
+) -> list[tuple[str, str]]:
+    """(key, sentence) for each problem that validation found.
+
+    Args:
+        kind, name: of the entry.
+        error: of the validation.
+        beside: keys that may stand beside the entry's own.
+    """
+    names = [*(field.name for field in fields(find(kind, name))), *beside]
     found = []
     for problem in error.errors():
         key = str(problem["loc"][0]) if problem["loc"] else ""

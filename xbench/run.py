@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,18 +30,19 @@ from rich.progress import (
 from . import engines, published, registry, report
 from .captions import captions
 from .compare import read_results
-from .datasets.downloads import fetch
+from .downloads import Tell, fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
 from .keep import Kept
 from .leaderboard import check_order, render
+from .models.loading import weights_hash
 from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
 from .provenance import provenance
-from .runner import Report, versions
+from .runner import Report, processor, versions
 from .sheets import write
 from .store import Store
-from .suite import Suite
+from .suite import Choice, Suite
 from .tables import Results, card_facts, collect, from_files, to_csv
 from .views import LACKING, View, sheets
 
@@ -210,12 +212,15 @@ def _write_run(
     facts = {
         "suite": plan.suite.resolved(),
         "arguments": sys.argv[1:],
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("XBENCH_")},
         "finished": finished,
         "seconds": round(seconds, 3),
         "versions": versions(),
         "hardware": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
+            "processor": processor(),
+            "gpus": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
             "device": plan.device,
         },
         "git": _git_state(),
@@ -252,6 +257,7 @@ def _write_run(
     atomic_write(folder / "provenance.json", origin.encode() + b"\n")
     atomic_write(folder / "run.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     atomic_write(folder / "table.csv", to_csv(results.table).encode())
+    atomic_write(folder / "table.parquet", results.table.to_parquet())
     atomic_write(folder / "table.md", render(results, "md").encode())
     atomic_write(folder / "per_image.parquet", results.per_image.to_parquet())
     errors = {key: text for report in reports for key, text in report.errors.items()}
@@ -393,10 +399,10 @@ def _passes(outlay: Outlay) -> str:
 
 
 def fetch_data(suite: Suite, data: Path) -> str:
-    """What ``xbench fetch`` prints: for each data set, how many images are there now.
+    """What ``xbench fetch`` prints: what there is now of each data set and each model.
 
     Raises:
-        UsageError: with what keeps data sets away, once all others are there.
+        UsageError: with what keeps some of them away, once all others are there.
     """
     lines, problems = [], []
     words = TextColumn("{task.description}", markup=False)
@@ -409,17 +415,30 @@ def fetch_data(suite: Suite, data: Path) -> str:
                 tasks[name] = bar.add_task(name)
             bar.update(tasks[name], completed=done, total=total)
 
-        for choice in suite.datasets:
-            entry = choice.make()
+        for choice in (*suite.datasets, *suite.models):
             try:
-                if hasattr(entry, "downloads"):
-                    fetch(entry.downloads(), data, tell)
-                lines.append(f"{choice.label}: {len(entry.open(data).ids):,} images\n")
+                lines.append(f"{choice.label}: {_fetched(choice, data, tell)}")
             except UsageError as error:
                 problems.append(str(error))
     if problems:
-        raise UsageError("\n".join([*problems, *(line.strip() for line in lines)]))
-    return "".join(lines)
+        found = ["what is there:", *lines] if lines else []
+        raise UsageError("\n".join([*problems, *found]))
+    return "\n".join([f"in {data}:", *lines, ""])
+
+
+def _fetched(choice: Choice, data: Path, tell: Tell) -> str:
+    """What there is of a data set or a model, once it was downloaded and verified."""
+    entry = choice.make()
+    if choice.kind == "datasets":
+        if hasattr(entry, "downloads"):
+            fetch(entry.downloads(), data, tell)
+        return f"{len(entry.open(data).ids):,} images"
+    if hasattr(entry, "fetch"):
+        entry.fetch(data, tell)
+    network = entry.describe(data)
+    if network.weights is None:
+        return "fresh weights"
+    return f"{network.weights}, SHA-256 {weights_hash(network)[:16]}"
 
 
 def print_table(

@@ -84,10 +84,14 @@ class Report:
         return status
 
 
+MAX_WORDS = 1000
+"""Characters of a message that a row keeps: a command that is the way out has to fit."""
+
+
 def _plain(error: BaseException) -> str:
     """An error's message on one line, without what could steer a terminal."""
     printable = (char if char.isprintable() else " " for char in str(error))
-    return " ".join("".join(printable).split())[:300]
+    return " ".join("".join(printable).split())[:MAX_WORDS]
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,7 +117,7 @@ def provenance(job: Job) -> dict[str, Any]:
     return {
         "rows": job.rows,
         "threads": job.threads,
-        "device": torch.cuda.get_device_name(job.device) if "cuda" in job.device else _processor(),
+        "device": torch.cuda.get_device_name(job.device) if "cuda" in job.device else processor(),
         "versions": versions(),
     }
 
@@ -139,7 +143,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The kind of the CPU, as far as rounding depends on it."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -169,7 +174,7 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
     rows = [row for row in found if not isinstance(row, Piece)]
     report.rows.update(row[-1].split(":")[0] for row in rows)
     conditions = {**provenance(job), "smallest_rows": report.smallest_rows or job.rows}
-    facts = {"provenance": conditions, "slice": job.number, "events": report.events}
+    facts = {**facts_of(job, Choice), "provenance": conditions, "events": report.events}
     if report.confidence:
         facts["confidence"] = report.confidence
     if rows:
@@ -177,9 +182,24 @@ def run_unit(job: Job, stop: Stop = lambda: False, mark: Mark = lambda cells: No
         group = Store(job.store).group(*job.group)
         report.part = group.write(f"{job.number:07d}", frame, facts).name
     kept = [one for one in found if isinstance(one, Piece) and not one.status.startswith("error")]
-    for path in _write_kept(job, kept, facts):
+    for path in _write_kept(job, kept, {**facts, **facts_of(job, Kept)}):
         report.kept[path.name] = path.stat().st_size
     return report
+
+
+def facts_of(job: Job, kind: type[Choice | Kept]) -> dict[str, Any]:
+    """What a part of this unit says of itself: whose it is, and its cells by method and metric.
+
+    Args:
+        job: the unit.
+        kind: Choice for a part of scores, Kept for one of what is kept beside them.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for cell, method, metric in (entry for entries, _ in job.portions for entry in entries):
+        if isinstance(metric, kind):
+            own = "" if method is None or job.purpose else method.label
+            cells.setdefault(own, {})[job.purpose or metric.label] = cell
+    return {"group": list(job.group), "slice": job.number, "cells": cells}
 
 
 def _write_kept(job: Job, kept: Sequence[Piece], facts: dict[str, Any]) -> Iterator[Path]:

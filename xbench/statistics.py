@@ -120,6 +120,38 @@ def bca_intervals(
     return ends[0], ends[1]
 
 
+def student_intervals(values: Floats, level: float = LEVEL) -> tuple[Floats, Floats, Floats]:
+    """Student's t intervals of the mean of each column, and p-values of its being zero.
+
+    For a handful of values, such as one per pair of trained networks, which a bootstrap has too few
+    of; they are taken as drawn from a normal distribution.
+
+    Args:
+        values: (N, C); NaN is left out.
+        level: share of intervals that hold the true mean.
+
+    Returns:
+        Lower ends, upper ends, two-sided p-values, (C,) each; NaN with fewer than two values.
+    """
+    from scipy.stats import t
+
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    mean = column_means(values)
+    squares = (np.where(known, values - mean, 0.0) ** 2).sum(0)
+    freedom = np.maximum(count - 1, 1)
+    error = np.sqrt(squares / freedom / np.maximum(count, 1))
+    reach = t.ppf((1 + level) / 2, freedom) * error
+    sigmas = np.divide(
+        np.abs(mean), error, out=np.where(mean == 0, 0.0, np.inf), where=(count > 1) & (error > 0)
+    )
+    low, high, p = (
+        np.where(count > 1, found, np.nan)
+        for found in (mean - reach, mean + reach, 2 * t.sf(sigmas, freedom))
+    )
+    return low, high, p
+
+
 def sign_flip_test(differences: Floats, keys: Sequence[str], draws: int = DRAWS) -> Floats:
     """Two-sided paired permutation test that the mean difference is zero.
 

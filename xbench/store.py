@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import StoreError, UsageError
+from .errors import DamagedPart, StoreError, UsageError
 from .files import atomic_write, sweep, temporary_file
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ KEPT = Form(
 )
 """Curves, maps and pictures: an array for each cell (or another id), image and name."""
 
+_HASH = 16  # hex digits of it that end the name of a part
 _ROWS_AT_ONCE = 128
 """Rows of a part with heavy values that are read together."""
 
@@ -102,11 +103,19 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One verified part file: what its writer said of it, and its rows (no nulls, but NaN)."""
+    """One verified part file.
+
+    Args:
+        path: the file.
+        facts: what its writer said of it.
+        rows: all columns that are not heavy; no nulls, but NaN.
+        is_named: whether its name ends in the hash of its bytes, as names do since they can.
+    """
 
     path: Path
     facts: Mapping[str, Any]
     rows: pa.Table
+    is_named: bool = False
 
 
 class Store:
@@ -124,7 +133,7 @@ class Store:
         Raises:
             UsageError: if a name is empty or too long for a folder.
         """
-        path = self.root / _folder(dataset) / _folder(model)
+        path = self.root / folder_of(dataset) / folder_of(model)
         return self._groups.setdefault(path, Group(path))
 
     def groups(self) -> list[Group]:
@@ -152,7 +161,8 @@ class Group:
         self.damaged: list[str] = []
         self.duplicates = 0
         self.mixed = False
-        self._known: dict[str, Part | None] = {}  # by file name: parts never change; None is bad
+        # by file name: sound parts never change; None is bad, until the same is written again
+        self._known: dict[str, Part | None] = {}
 
     @cached_property
     def kept(self) -> Group:
@@ -191,7 +201,7 @@ class Group:
                 raise ValueError("its seal does not fit")
         except Exception as error:
             raise StoreError(
-                f"{path} is damaged ({error}). It pins the conditions of the parts beside it: "
+                f"{path} is damaged ({error}); it pins the conditions of the parts beside it: "
                 f"restore it from a copy, or remove it, and the next run pins its own conditions"
             ) from error
         _refuse_newer(path, content)
@@ -201,7 +211,8 @@ class Group:
         """Store rows as one new part; once this returns, they survive a power cut.
 
         Args:
-            name: how the file's name begins, such as a slice's number; an id of its own follows.
+            name: how the file's name begins, such as a slice's number; the hash of its bytes
+                follows, so that equal parts are one file.
             rows: the columns of the form, in any order; NaN for unknown numbers.
             facts: JSON values kept with the rows. Parts of equal ``facts["provenance"]`` promise
                 equal rows.
@@ -214,7 +225,7 @@ class Group:
             raise ValueError(f"part name {name!r} must be of letters, digits, '.', '_' and '-'")
         table = _as_table(rows, self.form.schema)
         light = table.select(self.form.light.names)
-        seal = {"schema": SCHEMA, "rows": table.num_rows, "digest": _digest(light)}
+        seal = {"schema": SCHEMA, "rows": table.num_rows, "digest": _digest(light), "named": True}
         sealed = _canonical(seal | {"facts": dict(facts)})
         file = pa.BufferOutputStream()
         with pq.ParquetWriter(
@@ -232,8 +243,9 @@ class Group:
         ) as writer:
             writer.write_table(table, row_group_size=_ROWS_AT_ONCE if self.form.heavy else None)
             writer.add_key_value_metadata({"xbench": sealed, "xbench-seal": _sha256(sealed)})
-        path = self.path / f"{name}-{os.urandom(8).hex()}.parquet"
-        atomic_write(path, memoryview(file.getvalue()))
+        content = memoryview(file.getvalue())
+        path = self.path / f"{name}-{hashlib.sha256(content).hexdigest()[:_HASH]}.parquet"
+        atomic_write(path, content)
         return path
 
     def parts(self) -> list[Part]:
@@ -246,7 +258,7 @@ class Group:
         """
         paths = sorted(self.path.glob("*.parquet"))
         known = self._known
-        self._known = {p.name: known[p.name] if p.name in known else self._read(p) for p in paths}
+        self._known = {path.name: known.get(path.name) or self._read(path) for path in paths}
         return [part for part in self._known.values() if part is not None]
 
     def rows(self) -> pd.DataFrame:
@@ -261,25 +273,21 @@ class Group:
         """
         parts = self.parts()
         key, columns = list(self.form.key), self.form.light.names
-        frame: pd.DataFrame = _in_order(parts, self.form).to_pandas()
-        failed = frame["status"].str.startswith(_ERROR)
-        again = frame[~failed & frame.duplicated(key, keep=False)]
-        said = again.drop_duplicates([*columns, "provenance"])
-        against = said[said.duplicated([*key, "provenance"], keep=False)]
-        for (cell, image, *_), rows in against.groupby([*key, "provenance"]):
+        found = compared(parts, self.form)
+        frame, failed = found.frame, found.failed
+        for (cell, image, *_), rows in found.against.groupby([*key, "provenance"]):
             names = " and ".join(parts[part].path.name for part in rows["part"])
             raise StoreError(
                 f"{names} in {self.path} claim equal provenance and disagree on cell {cell}, image "
                 f"{image!r}:\n{rows[columns[2:]].to_string(index=False)}\nRemove the part that "
                 f"you do not trust and run again, which computes its rows anew"
             )
-        distinct = said.drop_duplicates(columns)
-        self.duplicates = len(again) - len(distinct)
-        self.mixed = bool(distinct.duplicated(key).any())
+        self.duplicates = found.duplicates
+        self.mixed = found.mixed > 0
         preferred = frame.index[~failed].append(frame.index[failed][::-1])
         chosen = frame.loc[preferred].drop_duplicates(key).sort_index()
-        found: pd.DataFrame = chosen[columns].reset_index(drop=True)
-        return found
+        rows_of: pd.DataFrame = chosen[columns].reset_index(drop=True)
+        return rows_of
 
     def done(self) -> dict[str, set[str]]:
         """Image keys with a final row, by cell id; errors are not final and are tried again."""
@@ -305,7 +313,7 @@ class Group:
                 if row["cell"] in cells and row["image"] in images and row["status"] == "ok"
             ]
             try:
-                for row, array in _heavy(part.path, self.form, wanted):
+                for row, array in read_arrays(part.path, self.form, wanted):
                     key = (row["cell"], row["image"], row["name"])
                     if key not in seen:
                         seen.add(key)
@@ -316,33 +324,30 @@ class Group:
 
     def _read(self, path: Path) -> Part | None:
         try:
-            content = (
-                pa.OSFile(str(path)) if self.form.heavy else pa.BufferReader(path.read_bytes())
-            )
+            return read_part(path, self.form)
         except FileNotFoundError:
             return None  # another process has just set it aside, and reports it
         except OSError as error:
-            self.damaged.append(f"{path} cannot be read ({error.strerror}); left where it is")
+            self._say(f"{path} cannot be read ({error.strerror}); left where it is")
             return None
-        try:
-            with content:
-                return _verified(path, content, self.form)
-        except StoreError:
-            raise
-        except Exception as error:  # a flipped bit can raise anything
+        except DamagedPart as error:
             self._set_aside(path, error)
             return None
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         with suppress(OSError):  # a store may be read-only
             path.rename(path.with_name(f"{path.name}.bad"))
-        self.damaged.append(
+        self._say(
             f"{path} is damaged ({error}): its rows count as missing; it is set aside as "
             f"{path.name}.bad, if the folder lets it"
         )
 
+    def _say(self, words: str) -> None:
+        if words not in self.damaged:  # where it cannot be set aside, it is met again
+            self.damaged.append(words)
 
-def _folder(name: str) -> str:
+
+def folder_of(name: str) -> str:
     """A name as one folder: "/" reads "+", everything unusual is percent-encoded."""
     folder = quote(name, safe="/@", errors="surrogatepass").replace("/", "+")
     if folder.startswith("."):
@@ -394,10 +399,14 @@ def kept_table(pieces: Iterable[Piece]) -> pa.Table:
     return pa.table(rows, schema=KEPT.schema)
 
 
-def _heavy(
+def read_arrays(
     path: Path, form: Form, wanted: Sequence[tuple[int, dict[str, Any]]]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray[Any, Any]]]:
-    """Rows, by their numbers in a part, with their arrays; a few are in memory at once."""
+    """Rows, by their numbers in a part, with their arrays; a few are in memory at once.
+
+    Raises:
+        Exception: of any kind, if the part is damaged.
+    """
     if not wanted:
         return
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -409,6 +418,29 @@ def _heavy(
                     raise ValueError("an array is not the one that was sealed")
                 shape = json.loads(row["shape"])
                 yield row, np.frombuffer(data, np.dtype(row["dtype"])).reshape(shape)
+
+
+def read_part(path: Path, form: Form) -> Part:
+    """The part in a file, verified but for its heavy column.
+
+    Raises:
+        DamagedPart: if its bytes are not those that were written.
+        StoreError: if it was written by a newer xbench.
+        OSError: if the file cannot be opened.
+    """
+    content = pa.OSFile(str(path)) if form.heavy else pa.BufferReader(path.read_bytes())
+    try:
+        with content:
+            return _verified(path, content, form)
+    except StoreError:
+        raise
+    except Exception as error:  # a flipped bit can raise anything
+        raise DamagedPart(str(error)) from error
+
+
+def is_well_named(path: Path, sha256: str) -> bool:
+    """Whether a file's name ends in the hash of its bytes."""
+    return path.stem.endswith(f"-{sha256[:_HASH]}")
 
 
 def _verified(path: Path, content: Any, form: Form) -> Part:
@@ -426,7 +458,7 @@ def _verified(path: Path, content: Any, form: Form) -> Part:
     found = (rows.schema, rows.num_rows, _digest(rows))
     if found != (form.light, seal["rows"], seal["digest"]):
         raise ValueError("its rows are not those that were sealed")
-    return Part(path, seal["facts"], rows)
+    return Part(path, seal["facts"], rows, seal.get("named", False))
 
 
 def _refuse_newer(path: Path, sealed: Mapping[str, Any]) -> None:
@@ -436,6 +468,41 @@ def _refuse_newer(path: Path, sealed: Mapping[str, Any]) -> None:
             f"{path} was written by a newer xbench (schema {sealed['schema']}, this one reads up "
             f"to {SCHEMA}); update xbench, or use another folder"
         )
+
+
+class Compared(NamedTuple):
+    """Rows of several parts beside one another.
+
+    Args:
+        frame: all rows by key and part, with the numbers of part and provenance as columns.
+        failed: which of them are not final.
+        against: final rows of equal provenance that differ.
+        duplicates: final rows that only repeat another one.
+        mixed: final rows that differ from another one of another provenance.
+    """
+
+    frame: pd.DataFrame
+    failed: pd.Series[bool]
+    against: pd.DataFrame
+    duplicates: int
+    mixed: int
+
+
+def compared(parts: Sequence[Part], form: Form) -> Compared:
+    """How the rows of these parts, in this order, stand to one another."""
+    key, columns = list(form.key), form.light.names
+    frame: pd.DataFrame = _in_order(parts, form).to_pandas()
+    failed = frame["status"].str.startswith(_ERROR)
+    again = frame[~failed & frame.duplicated(key, keep=False)]
+    said = again.drop_duplicates([*columns, "provenance"])
+    distinct = said.drop_duplicates(columns)
+    return Compared(
+        frame,
+        failed,
+        said[said.duplicated([*key, "provenance"], keep=False)],
+        len(again) - len(distinct),
+        int(distinct.duplicated(key).sum()),
+    )
 
 
 def _in_order(parts: Sequence[Part], form: Form) -> pa.Table:

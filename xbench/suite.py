@@ -41,6 +41,7 @@ class RunOptions(BaseModel):
             any, "maps" of the methods, with pictures and masks.
         examples: the first images, of which all of that is stored anyway; a few, for a page.
         save_maps: a folder for all maps as safetensors files.
+        offline: whether network access is refused.
     """
 
     model_config = _STRICT
@@ -53,6 +54,7 @@ class RunOptions(BaseModel):
     keep: list[Literal["curves", "maps"]] = []
     examples: Annotated[int, Field(ge=0)] = 4
     save_maps: Annotated[str, Field(min_length=1)] | None = None
+    offline: bool = False
 
 
 class _Exclude(BaseModel):
@@ -121,6 +123,24 @@ class Selection(BaseModel):
         return {"images": self.images, **self.model_dump(exclude_defaults=True)}
 
 
+class Replicate(BaseModel):
+    """Which of several trainings a network is, so that arms can be compared over pairs of networks.
+
+    It is no part of what a score is known by.
+
+    Args:
+        arm: what was done in training, such as "baseline" or "cosine"; the first one in the suite
+            is what others are compared with.
+        pair: networks of one pair differ in their arm alone; the seed of their training is a good
+            number.
+    """
+
+    model_config = _STRICT
+
+    arm: Annotated[str, Field(pattern=r"^\P{C}{1,40}$")]
+    pair: Annotated[int, Field(ge=0)]
+
+
 @dataclass(frozen=True)
 class Choice:
     """One entry of a suite, as plain data: hashable, and cheap to send to a worker.
@@ -131,6 +151,7 @@ class Choice:
         params: resolved hyper-parameters, sorted.
         label: what tables call it; not part of its identity.
         selection: of a data set, which images.
+        replicate: of a model, which of several trainings it is.
         beside: label of the metric that must not stand alone, where that is why this one is there.
     """
 
@@ -139,6 +160,7 @@ class Choice:
     params: tuple[tuple[str, Any], ...]
     label: str
     selection: Selection = field(default_factory=Selection)
+    replicate: Replicate | None = field(default=None, compare=False)
     beside: str = field(default="", compare=False)
 
     def make(self) -> Any:
@@ -227,6 +249,7 @@ class Suite:
 
         def plain(choice: Choice) -> dict[str, Any]:
             more = choice.selection.given() if choice.kind == "datasets" else {}
+            more |= choice.replicate.model_dump() if choice.replicate else {}
             written = registry.Nested(choice.kind, choice.name, choice.params).plain()
             return {"label": choice.label, **more, **written}
 
@@ -275,10 +298,16 @@ def _kin(entry: Any) -> tuple[Any, ...]:
     return (entry.name, *getattr(entry, "needs", ()))
 
 
-def _choice(kind: str, entry: Any, label: str = "", selection: Selection | None = None) -> Choice:
+def _choice(
+    kind: str,
+    entry: Any,
+    label: str = "",
+    selection: Selection | None = None,
+    replicate: Replicate | None = None,
+) -> Choice:
     params = tuple(sorted(registry.parameters(entry).items()))
     shown = label or registry.label(entry)
-    return Choice(kind, entry.name, params, shown, selection or Selection())
+    return Choice(kind, entry.name, params, shown, selection or Selection(), replicate)
 
 
 def canonical(value: Any) -> str:
@@ -296,7 +325,7 @@ def builtin_suites() -> dict[str, Path]:
     here = Path(__file__).parent
     homes = (here / "benchmarks", here.parent / "benchmarks")  # installed; in a source tree
     home = next((folder for folder in homes if folder.is_dir()), homes[0])
-    found = (*home.glob("*.yaml"), *home.glob("*/table*.yaml"))
+    found = (*home.glob("*.yaml"), *home.glob("*/table*.yaml"), *home.glob("*/seeds.yaml"))
     named = {path.relative_to(home).with_suffix("").as_posix(): path for path in found}
     return dict(sorted(named.items()))
 
@@ -367,6 +396,8 @@ def suite_as_written(document: Document, settings: Settings = ()) -> Suite:
     reader = _Reader(document)
     listed = {key: items for key, items in value.items() if key in registry.KINDS}
     chosen = {k: reader.choices(k, items) for k, items in listed.items() if isinstance(items, list)}
+    if not reader.problems:
+        reader.check_arms(chosen.get("models", ()))
     try:
         file = _File.model_validate(value)
     except ValidationError as error:
@@ -502,6 +533,7 @@ class _Reader:
         name = params.pop("name")
         label = self._label(params, path)
         selection = self._selection(params, path) if kind == "datasets" else Selection()
+        replicate = self._replicate(params, path) if kind == "models" else None
         try:
             cls = registry.find(kind, name)
         except UsageError as error:
@@ -526,7 +558,8 @@ class _Reader:
                 self._problem(path, str(error))
                 return []
             except ValidationError as error:
-                for key, sentence in registry.parameter_problems(kind, resolved, error):
+                beside = Selection.model_fields if kind == "datasets" else ()
+                for key, sentence in registry.parameter_problems(kind, resolved, error, beside):
                     self._problem((*path, key) if key else path, sentence)
                 return []
             shown = registry.label(entry) if label is None else label
@@ -537,7 +570,7 @@ class _Reader:
                     f"but found {shown!r}",
                 )
                 return []
-            made.append(_choice(kind, entry, shown, selection))
+            made.append(_choice(kind, entry, shown, selection, replicate))
         return made
 
     def _label(self, params: dict[str, Any], path: tuple[str | int, ...]) -> str | None:
@@ -557,6 +590,49 @@ class _Reader:
                 reason = problem["msg"][:1].lower() + problem["msg"][1:]
                 self._problem((*path, key), f"{key}: {reason}, but found {problem['input']!r}")
             return Selection()
+
+    def _replicate(self, params: dict[str, Any], path: tuple[str | int, ...]) -> Replicate | None:
+        given = {key: params.pop(key) for key in Replicate.model_fields if key in params}
+        try:
+            return Replicate.model_validate(given) if given else None
+        except ValidationError as error:
+            for problem in error.errors():
+                key, reason = str(problem["loc"][0]), problem["msg"]
+                if problem["type"] == "missing":
+                    self._problem(path, f"{key!r} is missing: 'arm' and 'pair' belong together")
+                elif key == "arm":
+                    sentence = "arm is a name of 1 to 40 printable characters"
+                    self._problem((*path, key), f"{sentence}, but found {problem['input']!r}")
+                else:
+                    sentence = f"{key}: {reason[:1].lower()}{reason[1:]}"
+                    self._problem((*path, key), f"{sentence}, but found {problem['input']!r}")
+            return None
+
+    def check_arms(self, models: Iterable[Choice]) -> None:
+        """Two arms or more, and every pair is one network of each."""
+        pairs: dict[str, list[int]] = {}
+        for choice in models:
+            if choice.replicate is not None:
+                pairs.setdefault(choice.replicate.arm, []).append(choice.replicate.pair)
+        if not pairs:
+            return
+        (base, expected), *others = pairs.items()
+        for arm, found in pairs.items():
+            for pair in sorted(pair for pair, count in Counter(found).items() if count > 1):
+                self._problem(("models",), f"arm {arm!r} has pair {pair} more than once")
+        for arm, found in others:
+            if set(found) != set(expected):
+                numbers = [", ".join(map(str, sorted(set(own)))) for own in (found, expected)]
+                self._problem(
+                    ("models",),
+                    f"arm {arm!r} has pairs {numbers[0]}, but arm {base!r} has {numbers[1]}; "
+                    "every pair is one network of each arm",
+                )
+        if not others:
+            self._problem(
+                ("models",),
+                f"there is no arm but {base!r}; an effect is that of one arm against another",
+            )
 
 
 def _axes(params: Mapping[str, Any], takes_a_list: Callable[[str], bool]) -> list[list[Any]]:

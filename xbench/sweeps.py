@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from .autograd import Objective, Passing, class_gradient, guided_relu
+from .baselines import BaselineImage, BaselineName, Padding, gaussian_blur
 from .maps import Channels, quantile, reduced
-from .masking import BaselineImage, BaselineName, Padding, gaussian_blur
 from .probe import LayerGradient, Logits, Need, Probe
 from .types import Model, Passes
 

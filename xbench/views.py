@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from .captions import GroupCaption, MetricCaption
+from .captions import ARROW, GroupCaption, MetricCaption
 from .leaderboard import (
     Leaderboard,
     Line,
@@ -33,12 +33,14 @@ from .statistics import (
     mean_ranks,
     pair_tests,
     sign_flip_test,
+    student_intervals,
 )
 from .tables import Results
 
 View = Literal[
-    "leaderboard", "pivot", "pairs", "between-models", "agreement", "sensitivity", "published"
-]
+    "leaderboard", "pivot", "pairs", "between-models", "effect", "agreement", "sensitivity",
+    "published",
+]  # fmt: skip
 TRIANGLE = "▲ better, ▼ worse: paired sign-flip test, Holm over {tests:,} tests, 5 %."
 
 
@@ -50,12 +52,15 @@ def sheets(results: Results, view: View) -> list[Sheet]:
         return list(_pivots(results))
     if view == "between-models":
         return list(_between_models(results))
+    if view == "effect":
+        return list(_effects(results))
     make = {"pairs": _pairs, "agreement": _agreement, "sensitivity": _sensitivities}[view]
     return [sheet for group in results.captions for sheet in make(results, group)]
 
 
 LACKING: Mapping[View, str] = {
     "between-models": "no data set of it has two models",
+    "effect": "no pair of its networks is whole: name each one's 'arm' and 'pair' in the suite",
     "sensitivity": "no metric of it has two variants, such as deletion with two baselines",
     "pairs": "it has no two methods with scores",
     "agreement": "it has no two metrics with a direction, or no two methods",
@@ -131,7 +136,11 @@ def _pivots(results: Results) -> Iterator[Sheet]:
             ("method", "model", *(headings[m] for m in metrics)),
             tuple((Cell(method), Cell(model), *cells) for method, model, cells in rows),
             2,
-            ("Bold: best of its model; underlined: second best.", *_level_note(shown.values())),
+            (
+                *(f"{model}: {board.card}" for model, board in shown.items() if board.card),
+                "Bold: best of its model; underlined: second best.",
+                *_level_note(shown.values()),
+            ),
             tuple(records),
             frozenset(rules),
         )
@@ -191,7 +200,8 @@ def _difference(mean: float, low: float, high: float, p: float, better: str) -> 
     mark = ""
     if p < 1 - LEVEL and better != "neither":
         mark = "▲" if (mean > 0) == (better == "higher") else "▼"
-    return Cell(f"{mean:+.3g}\n[{low:+.3g}, {high:+.3g}]", mark, "best" if mark == "▲" else "")
+    interval = "" if math.isnan(low) else f"\n[{low:+.3g}, {high:+.3g}]"
+    return Cell(f"{mean:+.3g}{interval}", mark, "best" if mark == "▲" else "")
 
 
 def _p(p: float) -> str:
@@ -202,32 +212,62 @@ def _p(p: float) -> str:
 
 
 def _between_models(results: Results) -> Iterator[Sheet]:
-    """Every further model of a data set against the first one, on all images and where both are
-    right.
-    """
+    """Every further model of a data set against the first one, or the first arm's of its pair."""
     for _, of in groupby(results.captions, lambda group: group.dataset):
-        base, *others = of
-        for other in others:
-            yield from _two_models(results, base, other)
+        groups = list(of)
+        arms = _arms(groups)
+        for other in groups:
+            base: GroupCaption | None = groups[0]
+            if other.pair is not None:
+                base = next(iter(arms.values())).get(other.pair)
+            if base is not None and base != other:
+                yield from _two_models(results, base, other)
 
 
-def _two_models(results: Results, base: GroupCaption, other: GroupCaption) -> Iterator[Sheet]:
-    theirs = {metric.label for metric in other.metrics}
-    metrics = [m for m in base.metrics if m.label in theirs]
-    labels = set(ranked_methods(other))
-    methods = [label for label in ranked_methods(base) if label in labels]
+def _arms(groups: Sequence[GroupCaption]) -> dict[str, dict[int, GroupCaption]]:
+    """Networks by arm and pair."""
+    arms: dict[str, dict[int, GroupCaption]] = {}
+    for group in groups:
+        if group.pair is not None:
+            arms.setdefault(group.arm, {})[group.pair] = group
+    return arms
+
+
+def _common(groups: Sequence[GroupCaption]) -> tuple[list[str], list[MetricCaption]]:
+    """Labels of the ranked methods, and the metrics, that all of these have."""
+    methods = [set(ranked_methods(group)) for group in groups]
+    metrics = [{metric.label for metric in group.metrics} for group in groups]
+    return (
+        [label for label in ranked_methods(groups[0]) if all(label in own for own in methods)],
+        [metric for metric in groups[0].metrics if all(metric.label in own for own in metrics)],
+    )
+
+
+def _sides(
+    results: Results,
+    base: GroupCaption,
+    other: GroupCaption,
+    methods: Sequence[str],
+    metrics: Sequence[MetricCaption],
+) -> Iterator[tuple[str, list[str], Floats, Floats]]:
+    """Of two models, which images are taken, their keys, and both models' scores of them."""
     asked = methods, [metric.label for metric in metrics]
     sides = [results.scores(group.dataset, group.model, *asked) for group in (base, other)]
     right = [_right(results.of(group.dataset, group.model)) for group in (base, other)]
     shared = sorted(set(sides[0][0]) & set(sides[1][0]))
     both = sorted(set(shared) & right[0] & right[1])
     for words, keys in (("all images", shared), ("images that both classify correctly", both)):
-        if not keys or not methods or not metrics:
-            continue
         before, after = (
             values[pd.Index(known).get_indexer(pd.Index(keys))] for known, values in sides
         )
-        yield _moved(base, other, words, keys, before, after, methods, metrics)
+        yield words, keys, before, after
+
+
+def _two_models(results: Results, base: GroupCaption, other: GroupCaption) -> Iterator[Sheet]:
+    methods, metrics = _common([base, other])
+    for words, keys, before, after in _sides(results, base, other, methods, metrics):
+        if keys and methods and metrics:
+            yield _moved(base, other, words, keys, before, after, methods, metrics)
 
 
 def _right(rows: pd.DataFrame) -> set[str]:
@@ -278,6 +318,111 @@ def _moved(
              "ci_high": high[at, k], "p_holm": p[at, k]}
             for at, method in enumerate(methods) for k, metric in enumerate(metrics)
         ),
+    )  # fmt: skip
+
+
+# --- effects over pairs of networks ---------------------------------------------------------------
+
+
+def _effects(results: Results) -> Iterator[Sheet]:
+    """Every further arm of a data set against the first one, over pairs of networks."""
+    for _, of in groupby(results.captions, lambda group: group.dataset):
+        arms = _arms(list(of))
+        for arm in list(arms)[1:]:
+            yield from _effect(results, *(arms[name] for name in (next(iter(arms)), arm)))
+
+
+def _effect(
+    results: Results, bases: Mapping[int, GroupCaption], others: Mapping[int, GroupCaption]
+) -> Iterator[Sheet]:
+    pairs = [pair for pair in bases if pair in others]
+    if not pairs:
+        return
+    methods, metrics = _common([arm[pair] for pair in pairs for arm in (bases, others)])
+    metrics = [metric for metric in metrics if metric.better != "neither"]
+    names = [(metric, method) for metric in metrics for method in methods]
+    by_words: dict[str, list[tuple[int, Floats, Floats]]] = {}
+    for pair in pairs:
+        base, other = bases[pair], others[pair]
+        for words, keys, *sides in _sides(results, base, other, methods, metrics):
+            before, after = (side.transpose(0, 2, 1).reshape(len(keys), -1) for side in sides)
+            lacks = np.isnan(before) | np.isnan(after)
+            means = [column_means(np.where(lacks, np.nan, side)) for side in (before, after)]
+            if words == "all images":
+                means = [
+                    np.append(mean, _accuracy(results.of(group.dataset, group.model), keys))
+                    for mean, group in zip(means, (base, other), strict=True)
+                ]
+            by_words.setdefault(words, []).append((len(keys), means[0], means[1]))
+    first, second = bases[pairs[0]], others[pairs[0]]
+    for words, found in by_words.items():
+        if any(count for count, _, _ in found):
+            yield _effect_sheet(first, second, words, pairs, names, found)
+
+
+def _accuracy(rows: pd.DataFrame, keys: Sequence[str]) -> float:
+    """In percent of the images with a label; NaN without any."""
+    known = rows[rows["image"].isin(keys) & (rows["label"] >= 0) & (rows["predicted"] >= 0)]
+    known = known.drop_duplicates("image")
+    return float(100 * (known["label"] == known["predicted"]).mean())
+
+
+def _effect_sheet(
+    base: GroupCaption,
+    other: GroupCaption,
+    words: str,
+    pairs: Sequence[int],
+    names: Sequence[tuple[MetricCaption, str]],
+    found: Sequence[tuple[int, Floats, Floats]],
+) -> Sheet:
+    before, after = (np.stack([row[at] for row in found]) for at in (1, 2))  # (pairs, cells)
+    moved = after - before
+    effect, (low, high, p) = column_means(moved), student_intervals(moved)
+    means = [column_means(np.where(np.isnan(moved), np.nan, side)) for side in (before, after)]
+    adjusted = holm(p)
+    columns = [(m.label, f"{m.symbol}{ARROW[m.better]}", m.better, method) for m, method in names]
+    columns += [("accuracy", "accuracy, %", "higher", "")] * (len(effect) - len(names))
+    rows, records, rules = [], [], set()
+    for at, (label, heading, better, method) in enumerate(columns):
+        if np.isnan(effect[at]):
+            continue
+        if records and records[-1]["metric"] != label:
+            rules.add(len(rows))
+        each = moved[:, at]
+        rows.append(
+            (Cell(heading), Cell(method), *(Cell(f"{mean[at]:.4g}") for mean in means),
+             *(Cell("-" if math.isnan(gap) else f"{gap:+.3g}") for gap in each),
+             _difference(effect[at], low[at], high[at], adjusted[at], better),
+             Cell(_p(p[at])), Cell(_p(adjusted[at])))
+        )  # fmt: skip
+        records.append(
+            {"dataset": base.dataset, "base": base.arm, "arm": other.arm, "images_are": words,
+             "method": method, "metric": label, "better": better,
+             "pairs": int((~np.isnan(each)).sum()), "base_mean": means[0][at],
+             "mean": means[1][at], "difference": effect[at], "ci_low": low[at],
+             "ci_high": high[at], "p": p[at], "p_holm": adjusted[at]}
+            | {f"pair_{pair}": gap for pair, gap in zip(pairs, each.tolist(), strict=True)}
+        )  # fmt: skip
+    counts = sorted({count for count, _, _ in found})
+    images = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    tests = int((~np.isnan(p)).sum())
+    is_one = len(pairs) == 1
+    return Sheet(
+        f"{base.dataset}: {other.arm} minus {base.arm}, {len(pairs)} "
+        f"pair{'' if is_one else 's'} of networks, {images} {words.removeprefix('all ')}",
+        ("metric", "method", f"{base.arm}\nmean", f"{other.arm}\nmean",
+         *(f"pair {pair}" for pair in pairs), "mean\n[95 %]", "p", "p\nHolm"),
+        tuple(rows),
+        2,
+        (
+            "One pair of networks says nothing of the next one: without an interval."
+            if is_one else
+            f"The network is the unit, however many images: each pair's mean difference on the "
+            f"same images is one of {len(pairs)} values, with Student's 95 % interval and t test.",
+            *([f"▲ better, ▼ worse: t test, Holm over {tests:,} tests, 5 %."] if tests else []),
+        ),
+        tuple(records),
+        frozenset(rules),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from xbench import registry
 from xbench.autograd import prepared
-from xbench.masking import Permutation
+from xbench.orders import Permutation
 from xbench.probe import Explanation, Probe
 from xbench.testing import toy_batch, toy_model
 from xbench.types import Batch, Model

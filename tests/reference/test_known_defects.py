@@ -29,9 +29,10 @@ from torch import Tensor, nn
 import xbench
 from xbench import registry
 from xbench.autograd import prepared
+from xbench.baselines import BaselineImage
 from xbench.errors import Unsupported
 from xbench.imputation import linear_imputation
-from xbench.masking import BaselineImage, Curve, MapMask
+from xbench.masking import Curve, MapMask
 from xbench.metrics.composites import harmonic_mean
 from xbench.metrics.curves import Insertion
 from xbench.plan import batch_needs

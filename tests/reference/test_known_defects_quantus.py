@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from xbench import registry
 from xbench.autograd import prepared
+from xbench.baselines import baseline_image
 from xbench.errors import Unsupported, UsageError
-from xbench.masking import baseline_image
 from xbench.probe import Explanation, Probe
 from xbench.testing import toy_batch, toy_model, toy_network
 from xbench.types import Batch, Model

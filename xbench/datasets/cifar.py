@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeGuard, TypeVar
 import numpy as np
 import torch
 
+from ..downloads import Download
 from ..errors import BadImage, UsageError
 from ..registry import dataset
 from ..types import Sample, Source
-from .downloads import Download
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def _opened(form: Form, names: Sequence[str], data: Path | None) -> CifarSource:
     if data is None:
         raise UsageError(
             f"data set {form.name!r} looks for {form.folder!r} in the data directory, and none is "
-            f"given; name it with --data DIR or XBENCH_DATA"
+            f"given; name it with --data DIR or XBENCH_DATA, or let 'xbench fetch' download it"
         )
     folder = data / form.folder
     contents = {folder / name: _read(folder / name, form) for name in names}

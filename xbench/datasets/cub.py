@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL import Image
 
+from ..downloads import Download
 from ..errors import UsageError
 from ..registry import dataset
 from ..types import Source
@@ -57,8 +58,9 @@ class Cub200:
             "cub200",
             self.root,
             data,
-            "CUB_200_2011.tgz, and segmentations.tgz for the masks, are at "
-            "data.caltech.edu/records/65de6-vp158",
+            "'xbench fetch' can download it; or unpack CUB_200_2011.tgz of "
+            "data.caltech.edu/records/65de6-vp158 and, for the masks, segmentations.tgz of "
+            "data.caltech.edu/records/w9d68-gec53 side by side",
         )
         names = _by_number(root / "classes.txt")
         labels = _by_number(root / "image_class_labels.txt")
@@ -86,6 +88,27 @@ class Cub200:
                 )
         shown = tuple(name.partition(".")[2].replace("_", " ") for name in names.values())
         return PictureSource.of(root, pictures, shown, Transform(self.resize, self.crop))
+
+    def downloads(self) -> tuple[Download, ...]:
+        """Pictures and segmentations, as their archives unpack; none for a folder renamed."""
+        folder = Path(self.root)
+        if folder.name != "CUB_200_2011":
+            return ()
+        into, host = str(folder.parent), "https://data.caltech.edu/records"
+        return (
+            Download(
+                f"{host}/65de6-vp158/files/CUB_200_2011.tgz",
+                "97eceeb196236b17998738112f37df78",
+                into,
+                folder.name,
+            ),
+            Download(
+                f"{host}/w9d68-gec53/files/segmentations.tgz",
+                "4d47ba1228eae64f2fa547c47bc65255",
+                into,
+                "segmentations",
+            ),
+        )
 
 
 def _by_number(file: Path) -> dict[str, str]:

@@ -72,8 +72,14 @@ class ImageNet:
             "imagenet",
             self.root,
             data,
-            "ImageNet's terms forbid passing it on: request it from image-net.org, and unpack its "
-            f"{self.split} archive into {self.split}/<wnid>/",
+            "ImageNet's terms forbid passing it on: request it from image-net.org, and put the "
+            f"pictures into {self.root}/{self.split}/<wnid>/"
+            + (
+                f" or, as ILSVRC2012_img_val.tar unpacks, all into {self.root}/val/ with "
+                f"{DEVKIT}.tar.gz in {self.root}"
+                if self.split == "val"
+                else ""
+            ),
         )
         inside = (root / self.split).resolve() if (root / self.split).is_dir() else root
         _refuse_archives(root, inside)

@@ -74,8 +74,8 @@ class ImageNetS:
             self.root or f"ImageNetS{self.variant}",
             data,
             "Its masks are at github.com/LUSSeg/ImageNet-S; its pictures are ImageNet's own, to be "
-            "requested from image-net.org. The script there makes 'validation' and "
-            "'validation-segmentation'",
+            "requested from image-net.org. The script data_preparation.sh there makes the folder "
+            "with 'validation' and 'validation-segmentation' in it",
         )
         for name in ("validation", "validation-segmentation"):
             if not (root / name).is_dir():

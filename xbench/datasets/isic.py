@@ -38,6 +38,12 @@ _LAYOUTS = {
     2020: ("train", "ISIC_2020_Training_GroundTruth.csv"),
 }
 
+_ARCHIVES = {
+    2018: "ISIC2018_Task3_Training_Input.zip and ISIC2018_Task3_Training_GroundTruth.zip",
+    2019: "ISIC_2019_Training_Input.zip and ISIC_2019_Training_GroundTruth.csv",
+    2020: "ISIC_2020_Training_JPEG.zip and ISIC_2020_Training_GroundTruth.csv",
+}
+
 
 @dataset("isic")
 class Isic:
@@ -101,8 +107,8 @@ class Isic:
             "isic",
             self.root,
             data,
-            f"The training pictures and ground truth of {self.year} are at "
-            f"challenge.isic-archive.com/data",
+            f"{_ARCHIVES[self.year]} are at challenge.isic-archive.com/data; unpack them side by "
+            f"side in {self.root!r}",
         )
         images, file = root / (self.images or folder), root / (self.table or table)
         masks = None if self.masks is None else root / self.masks

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL import Image
 
+from ..downloads import Download
 from ..errors import UsageError
 from ..registry import dataset
 from ..types import Source
-from .downloads import Download
 from .listing import Picture, existing_root, read_table
 from .pictures import BACKGROUND, OBJECT, UNKNOWN, File, Mask, Pixels, Resize, Transform, must_fit
 from .sources import PictureSource

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..downloads import Download
 from ..errors import UsageError
 from ..registry import dataset
 from ..types import Source
-from .downloads import Download
 from .listing import Picture, existing_root, read_table
 from .pictures import File, Pixels, Resize, Transform, must_fit
 from .sources import PictureSource

@@ -13,18 +13,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..baselines import BaselineImage, BaselineName
 from ..features import FeatureLayout
 from ..layers import LayerFacts, layer_facts
 from ..maps import CamParts, Upsampling, unit_range, upsample, weighted_sum
-from ..masking import (
-    BaselineImage,
-    BaselineName,
-    BaselineProbability,
-    masked_scores,
-    readings,
-    row_scores,
-    target_logit,
-)
+from ..masking import BaselineProbability, masked_scores, readings, row_scores, target_logit
 from ..probe import LayerActivation, LayerGradient, Logits, Need, Probe
 from ..registry import method
 from ..replay import Replay

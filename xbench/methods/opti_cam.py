@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..baselines import BaselineImage, BaselineName
 from ..maps import Upsampling, unit_range, upsample, weighted_sum
-from ..masking import BaselineImage, BaselineName
 from ..probe import ImageGradient, LayerActivation, Logits, Need, Probe
 from ..registry import method
 from ..types import Model, Passes

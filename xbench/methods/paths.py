@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..autograd import Objective
-from ..masking import BaselineName, Padding
+from ..baselines import BaselineName, Padding
 from ..registry import method
 from ..sweeps import (
     AdaptivePath,

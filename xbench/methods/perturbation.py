@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from .. import noise
+from ..baselines import BaselineImage, BaselineName
 from ..errors import Unsupported
-from ..masking import BaselineImage, BaselineName, masked_scores, target_logit
+from ..masking import masked_scores, target_logit
 from ..probe import Logits, Need, Probe
 from ..registry import method
 from ..types import Model, Passes

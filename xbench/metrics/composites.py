@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..baselines import BaselineName
 from ..maps import Sign, is_constant, with_sign
 from ..masking import (
-    BaselineName,
     CleanScores,
     Imputation,
     MapMask,

@@ -18,8 +18,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from ..baselines import BaselineName
 from ..maps import Sign
-from ..masking import BaselineName, BaselineScores, CleanScores, Curve, Reading, Ties, reading_of
+from ..masking import BaselineScores, CleanScores, Curve, Reading, reading_of
+from ..orders import Ties
 from ..probe import Explanation, Need
 from ..registry import metric
 from ..types import Line

@@ -19,8 +19,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from ..baselines import BaselineName
 from ..maps import Sign
-from ..masking import BaselineName, CleanScores, MaskedScores, MaskName, Reading, reading_of
+from ..masking import CleanScores, MaskedScores, MaskName, Reading, reading_of
 from ..probe import Explanation, Need
 from ..registry import metric
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import Unsupported
 from ..maps import Sign, ranks, unit_range, with_sign
-from ..masking import Permutation
+from ..orders import Permutation
 from ..probe import Explanation, Need
 from ..registry import metric
 

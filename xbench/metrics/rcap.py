@@ -4,25 +4,123 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..baselines import BaselineImage, BaselineName
 from ..maps import Sign
-from ..masking import AuthorsRecovered, BaselineName, Recovered
-from ..probe import Explanation, Need
+from ..masking import Shown, masked_probabilities, reading_of, shown
+from ..orders import SortedMap
+from ..probe import Explanation, Logits, Need
 from ..registry import metric
-from ..types import Line
+from ..types import Line, Model, Passes
 
 LowerBound = Annotated[float, Field(ge=0, lt=1)]
 Interval = Annotated[float, Field(ge=0.01, le=1)]
 Compat = Literal["none", "authors"]
 
 
+class Recovery(NamedTuple):
+    """RCAP's partitions, each (N, S): share of the saliency, probability of the target, and whether
+    the partition counts.
+    """
+
+    share: Tensor
+    probability: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Partitions(Need[Recovery]):
+    """RCAP's partitions of a map; how they are made is left open.
+
+    Args:
+        baseline: what is not recovered.
+        sign: how the map is read before it is scaled.
+        percents: recovered shares of the pixels, in percent.
+    """
+
+    scope: ClassVar[Literal["batch", "map"]] = "map"
+    baseline: BaselineName
+    sign: Sign
+    percents: tuple[int, ...]
+
+
+class Recovered(Partitions):
+    """RCAP's partitions of a map, as published.
+
+    With K pixels and the map scaled to [0, 1], the threshold of a fraction is the order statistic
+    of rank floor(K (1 - fraction)); strictly greater pixels are recovered, or those equal to the
+    maximum where the threshold is the maximum. All else is baseline. The partitions are points of a
+    curve with ``ties="partition"``.
+    """
+
+    @property
+    def points(self) -> tuple[Shown, ...]:
+        return tuple(
+            Shown("salient", Fraction(percent, 100), self.baseline, self.sign, "partition")
+            for percent in self.percents
+        )
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (SortedMap(self.sign), *self.points)
+
+    def compute(self, on: Explanation) -> Recovery:
+        chosen = torch.stack([point.mask(on) for point in self.points], dim=1)
+        maps, _ = on[SortedMap(self.sign)]
+        mass, total = _saliency(maps, chosen)
+        share = mass / total.where(total > 0, 1)
+        probability = reading_of(shown(on, self.points), "probability")
+        return Recovery(share, probability, torch.ones_like(share, dtype=torch.bool))
+
+
+class AuthorsRecovered(Partitions):
+    """RCAP's partitions as the authors' code makes them.
+
+    They differ where many pixels share the largest value, 1. A threshold of 1 is replaced by 0, so
+    that all above 0 is recovered, and a pixel stays recovered for the partitions that follow. Yet
+    if no two thresholds are equal, a first one of 1 does not count. The share of a zero map is NaN.
+    """
+
+    @property
+    def needs(self) -> tuple[Need[Any], ...]:
+        return (Logits(), BaselineImage(self.baseline), SortedMap(self.sign))
+
+    def passes(self, model: Model) -> Passes:
+        return Passes(len(self.percents), 0)
+
+    def compute(self, on: Explanation) -> Recovery:
+        maps, ascending = on[SortedMap(self.sign)]
+        flat = maps.flatten(1)
+        pixels = flat.shape[1]
+        # their rank is a product in floating point, cut to a whole number
+        ranked = [max(int(pixels * ((100 - percent) / 100)), 1) - 1 for percent in self.percents]
+        threshold = ascending[:, ranked]  # (N, S), falling
+        is_top = threshold == 1
+        counts = ~(is_top & (threshold.diff(dim=1) != 0).all(1, keepdim=True))
+        threshold = threshold.masked_fill(is_top, 0)
+        chosen = flat[:, None] > threshold[..., None]
+        chosen = chosen.view(*threshold.shape, *maps.shape[1:])
+        mass, total = _saliency(maps, chosen)
+        recovered = (chosen & counts[..., None, None]).cumsum(dim=1) > 0
+        baseline = on[BaselineImage(self.baseline)]
+        return Recovery(mass / total, masked_probabilities(on.probe, [recovered], baseline), counts)
+
+
+def _saliency(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of a map in each set of pixels (N, S, H, W), and in all: (N, S) and (N, 1) float64."""
+    mass = (maps[:, None] * chosen.to(maps.dtype)).sum((2, 3), dtype=torch.float64)
+    return mass, maps.sum((1, 2), dtype=torch.float64)[:, None]
+
+
 @dataclass(frozen=True)
 class Partitioned:
-    """What the three share: the partitions, and their mean."""
+    """What the three metrics share."""
 
     lower_bound: LowerBound = 0.5
     interval: Interval = 0.1
@@ -42,12 +140,12 @@ class Partitioned:
                 raise ValueError(f"{name} must be a whole number of hundredths, such as 0.05")
 
     @property
-    def recovered(self) -> Recovered | AuthorsRecovered:
+    def recovered(self) -> Partitions:
         # whole percents: a float range would end in a stray 100 % for some intervals
         last, step = round(100 * (1 - self.lower_bound)), round(100 * self.interval)
         percents = tuple(range(step, last + 1, step)) or (last,)
-        kind = AuthorsRecovered if self.compat == "authors" else Recovered
-        return kind(self.baseline, self.sign, percents)
+        made_by = AuthorsRecovered if self.compat == "authors" else Recovered
+        return made_by(self.baseline, self.sign, percents)
 
     @property
     def needs(self) -> tuple[Need[Any], ...]:

@@ -14,7 +14,7 @@ from ..registry import model
 from ..types import Network
 from . import resnet, torchvision
 from .architectures import architecture
-from .loading import metadata
+from .loading import damage, metadata
 
 Mean = Annotated[float, Field(ge=0, le=1)]
 Std = Annotated[float, Field(gt=0, le=1)]
@@ -103,7 +103,9 @@ class Checkpoint:
         if name is None:
             name = _said(said, "architecture", str, path)
         if name is None:
-            there = "the file does not name it" if path.is_file() else "there is no such file"
+            there = "there is no such file"
+            if path.is_file():
+                there = damage(path) or "the file does not name it"
             raise UsageError(
                 f"model 'checkpoint' with weights {str(path)!r} lacks 'architecture': {there}"
             )

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 import shlex
+import warnings
 from collections import OrderedDict
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -140,27 +141,51 @@ _NESTS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which checkpoints keep their weights, beside an optimiser's state and the like."""
 
 
+def damage(path: Path) -> str:
+    """Why a safetensors file cannot be opened; empty where it can be, or is of another kind."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                pass
+    except Exception as error:  # damaged files raise many types
+        return f"it is damaged ({type(error).__name__}: {error})"
+    return ""
+
+
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        while nest := next((key for key in _NESTS if isinstance(state.get(key), dict)), None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old kinds of pickles
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        while isinstance(state, dict) and (
+            nest := next((key for key in _NESTS if isinstance(state.get(key), dict)), None)
+        ):
             state = state[nest]
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
         for key, value in state.items():
             if not isinstance(key, str):
                 raise TypeError(f"{key!r} is no name")
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
-                raise TypeError(f"{key!r} is no dense tensor")
+                raise TypeError(
+                    f"{key!r} is no dense tensor; tensors lie at the top or under one of "
+                    f"{', '.join(_NESTS)}"
+                )
         found: Mapping[str, Tensor] = state
         return found
     except Exception as error:  # damaged files raise many types
         words = f"{type(error).__name__}: {str(error)[:200]}"
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        if type(error).__name__ == "UnpicklingError":
+            refused = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"it holds {refused[1][:100]}" if refused else "it is damaged or holds objects"
             words = (
-                f"it holds {refused[1][:100]}, and an object can run code when it is read. Where "
-                f"you trust the file, keep its tensors alone: {_conversion(path)}"
+                f"{what}, and an object can run code when it is read. Where you trust the file, "
+                f"keep its tensors alone: {_conversion(path)}"
             )
+        elif not isinstance(error, TypeError):
+            words = f"it is damaged, or no file of weights: {words}"
         raise BadWeights(
             f"weights {str(path)!r} cannot be read ({words}); "
             "expected safetensors, or a .pt file of tensors alone"
@@ -242,6 +267,8 @@ def _fill(net: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
             if keys
         ]
         hint = "" if missing or unknown else _class_hint(state, wanted)
+        if any(key.startswith("momentum/") for key in unknown):
+            hint = ". It is the state of a training, whose network is in weights.safetensors beside"
         raise BadWeights(
             f"weights {str(path)!r} do not fit the architecture: {'; '.join(parts)}{hint}"
         )

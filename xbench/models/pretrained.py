@@ -1,8 +1,8 @@
 """Networks of libraries, with weights of theirs: ``torchvision/``, ``timm/`` and ``hf/<name>``.
 
 The library says what a network's weights want: mean and standard deviation, the size of images and
-the number of classes. Nothing is downloaded: weights are taken from the library's cache or from the
-data directory, and where they are in neither, a message says what brings them there.
+the number of classes. A run downloads nothing: weights are taken from the data directory, where
+``fetch`` puts them, or from the library's cache.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from pydantic import Field
 from torch import nn
 
 from .. import registry
+from ..downloads import Tell, receive
 from ..errors import UsageError
 from ..registry import suggestion
 from ..types import Network
 from . import timm, torchvision
+
+WEIGHTS = "weights"
+"""Folder of the data directory, for files of torchvision and a cache of the Hugging Face hub."""
 
 _Seed = Annotated[int, Field(ge=0)]
 
@@ -100,19 +104,26 @@ class _Torchvision(_Pretrained):
         if self.weights == "none":
             return network(build=self.seeded(build), weights=None)
         file = Path(member.url).name
-        here = [] if data is None else [data / file, data / "weights" / file]
+        here = [] if data is None else [data / file, data / WEIGHTS / file]
         home = Path(torch.hub.get_dir()) / "checkpoints" / file
         return network(
             build=build,
             weights=next((path for path in here if path.is_file()), home),
             sha256=torchvision.checksum(file),
             fetch=(
-                "'curl --fail --location --create-dirs --output "
-                f"{shlex.quote(str(home))} {member.url}' brings them there (the data directory or "
-                "its folder 'weights' will do as well); with 'weights: none' the network is tried "
-                "with fresh ones"
+                "'xbench fetch' brings them into the data directory, and 'curl --fail --location "
+                f"--create-dirs --output {shlex.quote(str(home))} {member.url}' there; with "
+                "'weights: none' the network is tried with fresh ones"
             ),
         )
+
+    def fetch(self, data: Path, tell: Tell) -> None:
+        """Downloads the weights into ``data``, unless they are there or in torch's own cache."""
+        found = self.describe(data).weights
+        if found is not None and not found.is_file():
+            url = self.members[self.weights].url
+            file = Path(url).name
+            receive(url, data / WEIGHTS / file, f"sha256:{torchvision.checksum(file)}", tell)
 
 
 def _torchvision_class(key: str) -> type:
@@ -161,6 +172,7 @@ class _Hub(_Pretrained):
         facts: Mapping[str, Any],
         build: Callable[[], nn.Module],
         repository: str,
+        data: Path | None,
         files: Sequence[str] = (),
     ) -> Network:
         if not facts["num_classes"]:
@@ -174,9 +186,9 @@ class _Hub(_Pretrained):
         if self.weights == "none":
             return network(build=self.seeded(build), weights=None)
         weights = timm.weight_files(facts)
-        found = next((path for file in weights if (path := timm.cached(repository, file))), None)
-        # the cache names what it holds by its hash
-        blob = "" if found is None else found.resolve().name
+        found = next((p for file in weights if (p := _cached(repository, file, data))), None)
+        # the cache names what it holds by its hash, of which a link may tell another one
+        blob = found.readlink().name if found is not None and found.is_symlink() else ""
         return network(
             build=build,
             weights=found or Path(repository) / weights[0],
@@ -198,14 +210,21 @@ class _Timm(_Hub):
                 "'weights: none' tries the network without, and the model 'checkpoint' with "
                 f"architecture: {self.name} takes a file of your own"
             )
-        return self.network(self.facts, functools.partial(timm.build, self.key), repository)
+        build = functools.partial(timm.build, self.key)
+        return self.network(self.facts, build, repository, data)
+
+    def fetch(self, data: Path, tell: Tell) -> None:
+        """Downloads the weights into ``data``, unless they are there or in the hub's own cache."""
+        found = self.describe(data).weights
+        if found is not None and not found.is_file():
+            _bring(self.facts["hf_hub_id"], timm.weight_files(self.facts), data, tell)
 
 
 class _HuggingFace(_Hub):
     """A repository of the hub."""
 
     def describe(self, data: Path | None) -> Network:
-        config = timm.cached(self.key, "config.json")
+        config = _cached(self.key, "config.json", data)
         if config is None:
             raise UsageError(
                 f"model {self.name!r}: its config.json is not in the Hugging Face hub's cache; "
@@ -213,13 +232,36 @@ class _HuggingFace(_Hub):
             )
         facts = timm.hub_facts(config)
         build = functools.partial(timm.build_from, facts)
-        return self.network(facts, build, self.key, ("config.json",))
+        return self.network(facts, build, self.key, data, ("config.json",))
+
+    def fetch(self, data: Path, tell: Tell) -> None:
+        """Downloads what the repository says and its weights, as far as they are not there."""
+        config = _cached(self.key, "config.json", data)
+        if config is None:
+            config = _bring(self.key, ("config.json",), data, tell)
+        found = self.describe(data).weights
+        if found is not None and not found.is_file():
+            _bring(self.key, timm.weight_files(timm.hub_facts(config)), data, tell)
+
+
+def _cached(repository: str, file: str, data: Path | None) -> Path | None:
+    """A file of the hub, in the data directory or in the hub's own cache."""
+    inside = None if data is None else timm.cached(repository, file, data / WEIGHTS)
+    return inside or timm.cached(repository, file)
+
+
+def _bring(repository: str, files: Sequence[str], data: Path, tell: Tell) -> Path:
+    """The first of these files that the repository has."""
+    for file in files:
+        if (found := timm.fetch(repository, file, data / WEIGHTS, tell)) is not None:
+            return found
+    raise UsageError(f"repository {repository} of the Hugging Face hub has no {' or '.join(files)}")
 
 
 def _fetch(repository: str, *files: str) -> str:
     return (
-        f"'hf download {repository} {' '.join(files)}' brings it there; with 'weights: none' the "
-        "network is tried with fresh ones"
+        f"'xbench fetch' or 'hf download {repository} {' '.join(files)}' brings it; with "
+        "'weights: none' the network is tried with fresh ones"
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from torch import nn
 
+from ..downloads import Tell, receive
 from ..errors import UsageError
 from ..registry import suggestion
 
@@ -58,11 +61,57 @@ def weight_files(facts: Mapping[str, Any]) -> Sequence[str]:
     return (named,) if named else ("model.safetensors", "pytorch_model.bin")
 
 
-def cached(repository: str, file: str) -> Path | None:
-    """A file of a repository in the cache of the Hugging Face hub; nothing is downloaded."""
+def cached(repository: str, file: str, cache: Path | None = None) -> Path | None:
+    """A file of a repository in a cache of the Hugging Face hub; nothing is downloaded.
+
+    Args:
+        repository, file: on the hub.
+        cache: its folder; by default the library's own.
+    """
     hub = _library("huggingface_hub")
-    found = hub.try_to_load_from_cache(repository, file)
+    found = hub.try_to_load_from_cache(repository, file, cache_dir=cache)
     return Path(found) if isinstance(found, str) else None
+
+
+def fetch(repository: str, file: str, cache: Path, tell: Tell) -> Path | None:
+    """Downloads a file of a repository into a cache of the hub; None if there is no such file.
+
+    The cache is laid out as the library does it, but what was interrupted goes on.
+
+    Raises:
+        UsageError: if the hub does not answer, or does not let the user in.
+    """
+    hub = _library("huggingface_hub")
+    url = hub.hf_hub_url(repository, file)
+    try:
+        facts = hub.get_hf_file_metadata(url)
+    except hub.errors.EntryNotFoundError:
+        return None
+    except Exception as error:  # of the library and of its transport
+        words = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise UsageError(f"{url} cannot be downloaded: {words}") from None
+    if not facts.etag or not facts.commit_hash:
+        raise UsageError(f"{url} does not answer as the Hugging Face hub does")
+    home = cache / f"models--{repository.replace('/', '--')}"
+    blob = home / "blobs" / facts.etag
+    if not blob.is_file():
+        # the hub names large files by their SHA-256, others as git does
+        kind = {64: "sha256", 40: "git"}.get(len(facts.etag), "")
+        # the hub asks who wants it; a host that it points to does not
+        is_hub = urlsplit(facts.location).netloc == urlsplit(url).netloc
+        headers = hub.utils.build_hf_headers() if is_hub else {}
+        receive(
+            facts.location, blob, f"{kind}:{facts.etag}" if kind else "", tell,
+            name=f"{repository}/{file}", headers=headers,
+        )  # fmt: skip
+    link: Path = home / "snapshots" / facts.commit_hash / file
+    branch = home / "refs" / "main"
+    for path in (link, branch):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    branch.write_text(facts.commit_hash, encoding="utf-8")
+    return link
 
 
 def hub_facts(config: Path) -> Mapping[str, Any]:

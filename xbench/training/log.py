@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..bar import Bar
 from ..files import atomic_write
 
 COLUMNS = (
@@ -33,9 +31,6 @@ COLUMNS = (
 loss's gradient and the guided one, over training images of a run that computes both, and over held
 out images of any run; ``zero_gradients`` is the share of images without a gradient, which it leaves
 out; accuracies are shares. What a run does not compute is empty."""
-
-HEARTBEAT = 30.0
-"""Seconds of silence after which a log gets a sign of life."""
 
 Row = Mapping[str, Any]
 
@@ -79,7 +74,7 @@ def write_figure(path: Path, rows: Sequence[Row], title: str) -> None:
     atomic_write(path, picture.getvalue())
 
 
-class Reporter:
+class Reporter(Bar):
     """A bar in a terminal; elsewhere one line per epoch, and a sign of life in between.
 
     Args:
@@ -89,42 +84,15 @@ class Reporter:
     """
 
     def __init__(self, console: Console, epochs: int, steps: int, *, quiet: bool) -> None:
-        self.console, self.epochs, self.steps, self.quiet = console, epochs, steps, quiet
-        self._spoke = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps, left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("training", total=epochs * steps)
-
-    def __enter__(self) -> Reporter:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+        super().__init__(console, epochs * steps, "steps", "training", quiet=quiet)
+        self.epochs, self.steps = epochs, steps
 
     def step(self, epoch: int, step: int) -> None:
         """A step has ended, counted from 0."""
-        self._bar.update(
-            self._task,
-            completed=epoch * self.steps + step + 1,
-            description=f"epoch {epoch + 1} of {self.epochs}",
-        )
-        silent = time.monotonic() - self._spoke
-        if silent > HEARTBEAT and not self.console.is_terminal:
-            self.say(f"epoch {epoch + 1} of {self.epochs}: step {step + 1} of {self.steps}")
+        words = f"epoch {epoch + 1} of {self.epochs}"
+        self.move(epoch * self.steps + step + 1, words)
+        if self.is_overdue:
+            self.say(f"{words}: step {step + 1} of {self.steps}")
 
     def epoch(self, row: Row) -> None:
         """An epoch has ended."""
@@ -134,9 +102,3 @@ class Reporter:
             parts.append(f"cosine {row['test_cosine']:.4f}")
         words = ", ".join(parts)
         self.say(f"[{row['epoch']}/{self.epochs}] {words}, {row['seconds']:.0f} s")
-
-    def say(self, line: str) -> None:
-        """One line, at once."""
-        self._spoke = time.monotonic()
-        if not self.quiet:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,17 +1,20 @@
-"""Downloads of data sets whose hosts and licences allow it: resumed, verified, then unpacked."""
+"""Downloads of what hosts and licences allow: resumed, verified, and archives unpacked."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UsageError
+from .errors import UsageError
+
+log = logging.getLogger(__name__)
 
 FOLDER = "downloads"
 """Of the data directory, where archives are kept; they may be deleted once they are unpacked."""
@@ -57,7 +60,7 @@ def fetch(downloads: Iterable[Download], data: Path, tell: Tell) -> list[Path]:
             continue
         archive = data / FOLDER / download.name
         if not archive.exists():
-            _receive(download, archive, tell)
+            receive(download.url, archive, f"md5:{download.md5}", tell)
         _unpack(archive, data / download.into)
         if not target.exists():
             raise UsageError(f"{archive} does not hold {download.makes!r}")
@@ -65,14 +68,40 @@ def fetch(downloads: Iterable[Download], data: Path, tell: Tell) -> list[Path]:
     return made
 
 
-def _receive(download: Download, archive: Path, tell: Tell) -> None:
-    """The archive under its name, once it is complete and verified."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    part = archive.with_name(f"{archive.name}.part")
+def receive(
+    url: str,
+    place: Path,
+    checksum: str,
+    tell: Tell,
+    *,
+    name: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Downloads one file, which gets its name once it is complete and verified.
+
+    What was interrupted goes on where it ended.
+
+    Args:
+        url: where it is.
+        place: where it goes.
+        checksum: ``md5:``, ``sha256:`` or ``git:`` (how git names a file's content), and how the
+            digest begins; empty if its host does not say.
+        tell: told how far it is.
+        name: to call it; the last part of ``url`` by default.
+        headers: of the request.
+
+    Raises:
+        UsageError: if the host does not answer, or the file is not the published one.
+    """
+    name = name or url.rpartition("/")[2]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f"{place.name}.part")
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(download.url)  # noqa: S310 - the entries' own constants
+    said = {"User-Agent": "xbench", **(headers or {})}
+    request = urllib.request.Request(url, headers=said)  # noqa: S310 - the entries' own addresses
     if have:
         request.add_header("Range", f"bytes={have}-")
+    log.debug("GET %s from byte %d", url, have)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             goes_on = answer.status == 206
@@ -83,30 +112,40 @@ def _receive(download: Download, archive: Path, tell: Tell) -> None:
                 while chunk := answer.read(CHUNK):
                     file.write(chunk)
                     done += len(chunk)
-                    tell(download.name, done, total)
+                    tell(name, done, total)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # all of it is there already
-            raise UsageError(f"{download.url} answers {error.code} {error.reason}") from None
+            raise UsageError(f"{url} answers {error.code} {error.reason}") from None
         total = have
     except OSError as error:
         raise UsageError(
-            f"{download.url} cannot be downloaded: {error}; the same command goes on from there, "
-            f"or put the file at {archive}"
+            f"{url} cannot be downloaded: {error}; the same command goes on from there, "
+            f"or put the file at {place}"
         ) from None
     if total is not None and part.stat().st_size < total:
         raise UsageError(
-            f"{download.url} ended after {part.stat().st_size:,} of {total:,} bytes; the same "
+            f"{url} ended after {part.stat().st_size:,} of {total:,} bytes; the same "
             f"command goes on from there"
         )
-    with part.open("rb") as file:
-        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if md5 != download.md5:
+    algorithm, _, expected = checksum.partition(":")
+    found = _digest(part, algorithm) if checksum else ""
+    if not found.startswith(expected):
         part.unlink()
         raise UsageError(
-            f"{download.url} is not the published file: its md5 is {md5}, not {download.md5}; it "
+            f"{url} is not the published file: its {algorithm} is {found}, not {expected}; it "
             f"was deleted"
         )
-    part.rename(archive)
+    part.rename(place)
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new("sha1" if algorithm == "git" else algorithm, usedforsecurity=False)
+    if algorithm == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _unpack(archive: Path, into: Path) -> None:

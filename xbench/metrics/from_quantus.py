@@ -1,13 +1,10 @@
-"""Metrics of a library: ``quantus/<Class>``.
+"""Metrics of Quantus: ``quantus/<Class>``.
 
-Quantus is imported when a suite names a class of it. What the adapter must know of a class beyond
-its signature stands in a table; the class behind a name is made on first use. Its parameters are
-Quantus' own, with their defaults, where a suite can write them down. Functions cannot be given, but
-some have names here.
+Functions have names here, where Quantus offers a choice of its own.
 
-A score depends on its own image: Quantus sees one image at a time, in the network's input space,
-and draws its random numbers from that image's stream. So a maximum over a batch is the image's own.
-What Quantus is known to get wrong is mended by the way it is called, or refused with a reason:
+Quantus sees one image at a time, in the network's input space. So a maximum over a batch is the
+image's own. What Quantus is known to get wrong is mended by the way it is called, or refused with a
+reason:
 
 * absent pixels are a baseline of xbench, fixed and defined in pixel space; Quantus' "black" is the
   least value of the image as it stands, perturbed and normalised;
@@ -23,13 +20,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import inspect
 import io
 import math
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -38,17 +33,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from .. import noise, registry
+from .. import adapters, registry
+from ..adapters import Count, NotNegative, Parameter, Positive, one_by_one, signature
 from ..autograd import module_at
-from ..errors import Unpriced, Unsupported, UsageError
-from ..masking import BaselineImage, BaselineName
-from ..probe import Explanation, Logits, MapOf, Need, Probe, closure, cost, filled
+from ..baselines import BaselineImage, BaselineName
+from ..errors import Unpriced, Unsupported
+from ..probe import Again, Explanation, Logits, Need, Probe
 from ..types import Model, Passes
 
-_Count = Annotated[int, Field(ge=1)]
 _Several = Annotated[int, Field(ge=2)]
-_NotNegative = Annotated[float, Field(ge=0)]
-_Positive = Annotated[float, Field(gt=0)]
 _Correlation = Literal["correlation_pearson", "correlation_spearman", "correlation_kendall_tau"]
 _Array = NDArray[Any]
 
@@ -56,12 +49,10 @@ CHANNELS = 3
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the signature of a class of Quantus does not tell.
+class Facts(adapters.Facts):
+    """Of a metric of Quantus.
 
     Args:
-        what: the score in words, for the first line of the docstring.
-        source: who published it.
         forwards: of the network per image, of a metric and a model.
         again: how often the method runs again per image, of a metric.
         range: of the score.
@@ -72,16 +63,11 @@ class Facts:
             image ("back").
         reads: whether the score may be of logits or of probabilities.
         better: where Quantus has the wrong direction.
-        without: parameters that have no effect, fail, or that another one covers.
-        fixed: what those are given as, where it is not their default.
-        fields: parameters with another type or default than Quantus', by name: (type, default,
-            words).
-        remark: a paragraph of the docstring.
+        fixed: what parameters that are not offered are given as, where it is not their default.
     """
 
-    what: str
-    source: str
     forwards: Callable[[Any, Model], int] = lambda metric, model: 0
+    _: KW_ONLY
     again: Callable[[Any], int] | None = None
     range: tuple[float, float] = (0.0, math.inf)
     masks: bool = False
@@ -89,59 +75,85 @@ class Facts:
     fill: Literal["gone", "afresh", "back"] | None = None
     reads: bool = False
     better: Literal["higher", "lower"] | None = None
-    without: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    fields: Mapping[str, tuple[Any, Any, str]] = field(default_factory=dict)
-    remark: str = ""
 
 
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    "abs": (bool, "take the map's absolute values"),
-    "concept_influence": (bool, "divide by the mask's share of the image"),
-    "eps": (_NotNegative, "smaller values count as none"),
-    "eps_min": (_Positive, "in the place of zeros that would divide"),
-    "features_in_step": (_Count, "values of the image, three per pixel, that change together"),
-    "k": (_Count, "pixels at the top of the map"),
-    "layer_names": (tuple[str, ...] | None, "module paths; None compares all layers"),
-    "lower_bound": (_Positive, "noise is uniform up to it, or from it where there is an upper one"),
-    "normalise": (bool, "scale the map by normalise_func, before its absolute values are taken"),
-    "normalise_func": (
-        # its third, normalise_by_negative, reads memory that it never wrote
-        Literal["normalise_by_max", "normalise_by_average_second_moment_estimate"],
-        "how a map is scaled",
-    ),
-    "nr_runs": (_Several, "subsets"),
-    "nr_samples": (_Count, "samples per image"),
-    "nr_steps": (_Count, "translations, each explained again"),
-    "patch_size": (_Count, "side of the square patches, which must divide the image's sides"),
-    "perturb_baseline": (BaselineName, "what absent pixels are"),
-    "perturb_mean": (float, "of the noise, in the network's input space"),
-    "perturb_patch_sizes": (
-        Annotated[tuple[_Count, ...], Field(min_length=1)],
-        "sides of the square patches, which must divide the image's sides",
-    ),
-    "perturb_std": (_Positive, "standard deviation of the noise, in the network's input space"),
-    "regions_evaluation": (_Several, "patches that go, at most"),
-    "return_nan_when_prediction_changes": (
-        bool,
-        "no score for an image where noise changes the predicted class",
-    ),
-    "segmentation_method": (Literal["slic", "felzenszwalb"], "how superpixels are found"),
-    "similarity_func": (_Correlation, "how the two are compared"),
-    "softmax": (bool, "read the target's probability, not its logit"),
-    "subset_size": (_Count, "values of the image, three per pixel, that change together"),
-    "upper_bound": (_Positive | None, "noise is uniform between both bounds, if there is one"),
-}
-"""Types, with the bounds outside which Quantus would fail, and words for the docstrings."""
+def _way_out(error: Exception) -> str:
+    if "libGL" in str(error) or "cv2" in str(error):
+        return (
+            "; this is OpenCV without a display: install libGL (Debian's libgl1), or "
+            "opencv-python-headless in the place of opencv-python"
+        )
+    return "; install quantus>=0.6"
 
-_PEARSON = (_Correlation, "correlation_pearson", PARAMETERS["similarity_func"][1])
-_SPEARMAN = (_Correlation, "correlation_spearman", PARAMETERS["similarity_func"][1])
-_SSIM = (Literal["ssim", "correlation_spearman", "correlation_pearson"], "ssim", _PEARSON[2])
-_GREY = (
+
+_COMPARED = "how the two are compared"
+
+LIBRARY = adapters.Library(
+    kind="metrics",
+    prefix="quantus",
+    title="Quantus",
+    module="quantus",
+    handled=(
+        *("self", "normalise_func_kwargs", "perturb_func_kwargs", "return_aggregate", "kwargs"),
+        *("aggregate_func", "default_plot_func", "disable_warnings", "display_progressbar"),
+        *("norm_numerator", "norm_denominator"),
+    ),
+    types={
+        "abs": (bool, "take the map's absolute values"),
+        "concept_influence": (bool, "divide by the mask's share of the image"),
+        "eps": (NotNegative, "smaller values count as none"),
+        "eps_min": (Positive, "in the place of zeros that would divide"),
+        "features_in_step": (Count, "values of the image, three per pixel, that change together"),
+        "k": (Count, "pixels at the top of the map"),
+        "layer_names": (tuple[str, ...] | None, "module paths; None compares all layers"),
+        "lower_bound": (
+            Positive,
+            "noise is uniform up to it, or from it where there is an upper one",
+        ),
+        "normalise": (
+            bool,
+            "scale the map by normalise_func, before its absolute values are taken",
+        ),
+        "normalise_func": (
+            # its third, normalise_by_negative, reads memory that it never wrote
+            Literal["normalise_by_max", "normalise_by_average_second_moment_estimate"],
+            "how a map is scaled",
+        ),
+        "nr_runs": (_Several, "subsets"),
+        "nr_samples": (Count, "samples per image"),
+        "nr_steps": (Count, "translations, each explained again"),
+        "patch_size": (Count, "side of the square patches, which must divide the image's sides"),
+        "perturb_baseline": (BaselineName, "what absent pixels are"),
+        "perturb_mean": (float, "of the noise, in the network's input space"),
+        "perturb_patch_sizes": (
+            Annotated[tuple[Count, ...], Field(min_length=1)],
+            "sides of the square patches, which must divide the image's sides",
+        ),
+        "perturb_std": (Positive, "standard deviation of the noise, in the network's input space"),
+        "regions_evaluation": (_Several, "patches that go, at most"),
+        "return_nan_when_prediction_changes": (
+            bool,
+            "no score for an image where noise changes the predicted class",
+        ),
+        "segmentation_method": (Literal["slic", "felzenszwalb"], "how superpixels are found"),
+        "similarity_func": (_Correlation, _COMPARED),
+        "softmax": (bool, "read the target's probability, not its logit"),
+        "subset_size": (Count, "values of the image, three per pixel, that change together"),
+        "upper_bound": (Positive | None, "noise is uniform between both bounds, if there is one"),
+    },
+    way_out=_way_out,
+)
+
+_PEARSON = Parameter(_Correlation, "correlation_pearson", _COMPARED)
+_SPEARMAN = Parameter(_Correlation, "correlation_spearman", _COMPARED)
+_SSIM = Parameter(Literal["ssim", "correlation_spearman", "correlation_pearson"], "ssim", _COMPARED)
+_GREY = Parameter(
     Literal["uniform", BaselineName],
     "uniform",
     "what absent pixels are; uniform is a random grey, another one for each sample",
 )
+_ANY = (-math.inf, math.inf)
 _PER_CHANNEL = (
     "A feature is a channel's value, not a pixel: the map stands for each of its three channels."
 )
@@ -189,7 +201,7 @@ _MONTAVON = "Montavon et al. 2018, doi:10.1016/j.dsp.2017.10.011"
 _ARRAS = "Arras et al. 2020, arXiv:2003.07258"
 _RELATIVE = "Noise is uniform between 0.02 and 0.2 in the network's input space: no value shrinks."
 
-QUANTUS: dict[str, Facts] = {
+CLASSES: dict[str, Facts] = {
     "FaithfulnessCorrelation": Facts(
         "correlation of attributions with drops, by subsets",
         _BHATT,
@@ -215,7 +227,7 @@ QUANTUS: dict[str, Facts] = {
         "Bach et al. 2015, doi:10.1371/journal.pone.0130140",
         _steps,
         curve=True,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
         without=("return_auc_per_sample",),
@@ -228,7 +240,7 @@ QUANTUS: dict[str, Facts] = {
             1 + min(metric.regions_evaluation, _patches(metric.patch_size, model))
         ),
         curve=True,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
         better="higher",
@@ -262,7 +274,7 @@ QUANTUS: dict[str, Facts] = {
         _MONTAVON,
         lambda metric, model: _patches(metric.patch_size, model),
         curve=True,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
     ),
@@ -270,7 +282,7 @@ QUANTUS: dict[str, Facts] = {
         "area over the score as superpixels go, most relevant first",
         "Rieger and Hansen 2020, arXiv:2003.08747",
         _segments,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         fill="gone",
         reads=True,
         remark=(
@@ -362,7 +374,7 @@ QUANTUS: dict[str, Facts] = {
     "RelevanceMassAccuracy": Facts(
         "share of the map's sum that lies on the object",
         _ARRAS,
-        range=(-math.inf, math.inf),
+        range=_ANY,
         masks=True,
         remark=(
             "The sum of a signed map may be anything; abs: true makes it a share. A map without a "
@@ -392,9 +404,9 @@ QUANTUS: dict[str, Facts] = {
     "Sparseness": Facts(
         "Gini index of the map",
         "Chalasani et al. 2020, arXiv:1810.06583",
-        range=(-math.inf, math.inf),
+        range=_ANY,
     ),
-    "Complexity": Facts("entropy of the map", _BHATT, range=(-math.inf, math.inf)),
+    "Complexity": Facts("entropy of the map", _BHATT, range=_ANY),
     "EffectiveComplexity": Facts("number of pixels above a threshold", _NGUYEN),
     "RandomLogit": Facts(
         "similarity to the map of a random other class",
@@ -453,30 +465,6 @@ REFUSED: dict[str, str] = {
 """Classes that cannot serve, and why."""
 
 
-@functools.cache
-def _library_class(name: str) -> Any:
-    """A class of Quantus, which is imported here.
-
-    Raises:
-        UsageError: if it cannot be imported, or is of a version without the class.
-    """
-    try:
-        module = importlib.import_module("quantus")
-    except (ImportError, OSError) as error:
-        way = (
-            "; this is OpenCV without a display: install libGL (Debian's libgl1), or "
-            "opencv-python-headless in the place of opencv-python"
-            if "libGL" in str(error) or "cv2" in str(error)
-            else "; install quantus>=0.6"
-        )
-        raise UsageError(
-            f"quantus/{name} needs Quantus, which cannot be imported: {error}{way}"
-        ) from error
-    if not hasattr(module, name):
-        raise UsageError(f"the installed version of Quantus has no class {name}")
-    return getattr(module, name)
-
-
 # --- one image ------------------------------------------------------------------------------------
 
 
@@ -501,17 +489,14 @@ class _Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Scores(Need[Tensor]):
+class Scores(Again[Tensor]):
     """(N,) float64 scores of maps by a class of Quantus; NaN where it finds none.
 
     Args:
-        metric: the entry.
-        method: set by ``for_method``, where it runs again.
+        metric: the entry; the method is known to those that run it again.
     """
 
-    scope: ClassVar[Literal["batch", "map"]] = "map"
     metric: Any
-    method: Any = None
 
     @property
     def facts(self) -> Facts:
@@ -526,6 +511,9 @@ class Scores(Need[Tensor]):
     def for_method(self, method: Any) -> Scores:
         return replace(self, method=method) if self.facts.again else self
 
+    def times(self, model: Model) -> int:
+        return self.facts.again(self.metric) if self.facts.again else 0
+
     def passes(self, model: Model) -> Passes:
         """What Quantus forwards, and what the method costs each time that it runs again.
 
@@ -536,10 +524,7 @@ class Scores(Need[Tensor]):
         if model.size is not None:
             self.metric.fit(model.size)
         own = Passes(self.facts.forwards(self.metric, model), 0)
-        if self.method is None or self.facts.again is None:
-            return own
-        once = cost(closure((Logits(), MapOf(self.method))), model)
-        return own.plus(once.times(self.facts.again(self.metric)))
+        return own.plus(super().passes(model))
 
     def compute(self, on: Explanation) -> Tensor:
         """The scores.
@@ -558,13 +543,9 @@ class Scores(Need[Tensor]):
             )
         height, width = probe.inputs.shape[-2:]
         self.metric.fit((height, width))
-        streams = noise.stream_keys(probe.seed, probe.batch.keys[: probe.real], name)
-        found = torch.full((probe.real,), torch.nan, dtype=torch.float64)
-        for at, stream in enumerate(streams.tolist()):
-            if on.finite[at]:
-                with noise.seeded(stream, probe.inputs.device), probe.meter.padded(1, 1), _mended():
-                    found[at] = self.score(on, at)
-        return filled(found, probe.rows).to(probe.inputs.device)
+        scores = torch.full_like(on.finite, torch.nan, dtype=torch.float64)
+        with _mended():
+            return one_by_one(name, probe, on.finite, lambda at: self.score(on, at), scores)
 
     def score(self, on: Explanation, at: int) -> float:
         """Of one image; NaN where Quantus finds none, or one that is infinite."""
@@ -580,7 +561,7 @@ class Scores(Need[Tensor]):
             params["seed"] = int(np.random.randint(1 << 31))  # noqa: NPY002
         if "layer_names" in params:
             params["layer_names"] = self.modules(on.probe.model)
-        scorer = _library_class(self.metric.name.partition("/")[2])(**params)
+        scorer = self.metric.theirs()(**params)
         try:
             (score,) = scorer(channel_first=True, device="cpu", batch_size=1, **given)
         except AssertionError:  # parameters fit: it is this image that Quantus has no score for
@@ -650,13 +631,11 @@ class Scores(Need[Tensor]):
             again = Probe(
                 probe.model,
                 replace(one, images=images),
-                needs=(Logits(), MapOf(self.method)),
                 seed=probe.seed,
                 target=torch.as_tensor(targets).to(probe.inputs.device),
                 meter=probe.meter,
             )
-            again[Logits()]  # it is declared, whether the method asks for it or not
-            return _array(again.explain(self.method).raw[:, None].double())
+            return _array(self.explained(again).raw[:, None].double())
 
         return explain
 
@@ -732,10 +711,10 @@ def _area(values: _Array, dx: int = 1, batched: bool = False) -> Any:
 # --- from a name to a class -----------------------------------------------------------------------
 
 
-class _Quantus:
-    """A class of Quantus as a metric; :func:`_metric` adds the parameters and the facts."""
+class Quantus(adapters.Adapter):
+    """A class of Quantus as a metric."""
 
-    name: ClassVar[str]
+    library = LIBRARY
     facts: ClassVar[Facts]
 
     def __post_init__(self) -> None:
@@ -752,7 +731,7 @@ class _Quantus:
 
     def constructor(self) -> dict[str, Any]:
         """What the class of Quantus is made with."""
-        theirs = inspect.signature(_library_class(self.name.partition("/")[2]).__init__)
+        takes = signature(self.theirs().__init__)
         given = {
             "return_aggregate": False,
             "disable_warnings": True,
@@ -760,7 +739,7 @@ class _Quantus:
             **self.facts.fixed,
         }
         for key, value in registry.parameters(self).items():
-            if key not in theirs.parameters:
+            if key not in takes:
                 continue
             if key in ("normalise_func", "similarity_func"):
                 value = getattr(importlib.import_module(f"quantus.functions.{key}"), value)
@@ -801,79 +780,28 @@ class _Quantus:
             raise Unsupported(f"{words} have fewer than the 7 pixels of a window of ssim")
 
 
-_GIVEN = {
-    "self", "normalise_func_kwargs", "perturb_func", "perturb_func_kwargs", "return_aggregate",
-    "aggregate_func", "default_plot_func", "disable_warnings", "display_progressbar", "kwargs",
-    "norm_numerator", "norm_denominator",
-}  # fmt: skip
-"""Parameters that the adapter fills in, that change no score, or that take functions."""
-
 _FAMILIES = {"Randomisation": "sanity"}
 
 
-def _fields(theirs: Any, facts: Facts) -> dict[str, tuple[Any, Any, str]]:
-    """Parameters of a metric: name to type, default and words."""
-    made = inspect.signature(theirs.__init__).parameters
-    defaults = {name: p.default for name, p in made.items() if name not in _GIVEN}
-    if facts.reads:
-        defaults["softmax"] = inspect.signature(theirs.__call__).parameters["softmax"].default
-    relative = theirs.__name__.startswith("Relative") and facts.again
-    defaults["normalise_func"] = (
-        "normalise_by_average_second_moment_estimate" if relative else "normalise_by_max"
-    )
-    if "perturb_patch_sizes" in defaults:
-        defaults["perturb_patch_sizes"] = (4,)
-    typed = {
-        name: (PARAMETERS[name][0], default, PARAMETERS[name][1])
-        for name, default in defaults.items()
-        if name not in {*facts.without, *facts.fields}
-    }
-    return {**typed, **facts.fields}
-
-
-def _summary(name: str) -> str:
-    return f"{name} of Quantus: {QUANTUS[name].what}; (N,)."
-
-
-def _docstring(name: str, fields: Mapping[str, Any], theirs: Any, better: str) -> str:
-    facts = QUANTUS[name]
-    takes = {*inspect.signature(theirs.__init__).parameters}
-    absent = sorted(takes - fields.keys() - (_GIVEN - {"perturb_func"}))
-    parts = [
-        _summary(name),
-        f"It is {theirs.__module__}.{name}, of one image at a time; {better} is better.",
-    ]
-    if facts.again:
-        parts[-1] += " It runs the method again, and cannot score maps that are given without it."
-    if facts.masks:
-        parts[-1] += " Pixels without a label are left out."
-    if facts.curve:
-        parts.append("Quantus' curve is given as its area over the share of its steps.")
-    if facts.remark:
-        parts.append(facts.remark)
-    if absent:
-        parts.append(f"Not offered: {', '.join(absent)}.")
-    text = "\n\n".join(textwrap.fill(part, 100) for part in parts)
-    arguments = "\n".join(
-        textwrap.fill(f"{key}: {words}.", 100, initial_indent="    ", subsequent_indent="        ")
-        for key, (_, _, words) in fields.items()
-    )
-    return f"{text}\n\nArgs:\n{arguments}\n\nSource: {facts.source}."
-
-
-@functools.cache
 def _metric(name: str) -> type:
     """The registered class behind a name."""
-    facts, theirs = QUANTUS[name], _library_class(name)
-    fields = _fields(theirs, facts)
+    facts, theirs = CLASSES[name], LIBRARY.theirs(name)
     category = theirs.evaluation_category.value
     better = facts.better or theirs.score_direction.value
-    namespace: dict[str, Any] = {
-        "__module__": __name__,
-        "__qualname__": f"quantus_{name}",
-        "__doc__": _docstring(name, fields, theirs, better),
-        "__annotations__": {key: kind for key, (kind, _, _) in fields.items()},
-        **{key: default for key, (_, default, _) in fields.items()},
+    takes = signature(theirs.__init__)
+    parameters = LIBRARY.parameters(_defaults(theirs, takes, facts), facts)
+    again = " It runs the method again, and cannot score maps that are given without it."
+    unlabelled = " Pixels without a label are left out."
+    words = (
+        LIBRARY.summary(name, facts),
+        f"It is {theirs.__module__}.{name}, of one image at a time; {better} is better."
+        + (again if facts.again else "")
+        + (unlabelled if facts.masks else ""),
+        "Quantus' curve is given as its area over the share of its steps." if facts.curve else "",
+        facts.remark,
+        LIBRARY.absent(takes, parameters),
+    )
+    known: dict[str, Any] = {
         "facts": facts,
         "symbol": f"Q-{name}",
         "better": better,
@@ -882,28 +810,26 @@ def _metric(name: str) -> type:
         "undefined": "failed: mask" if facts.masks else "undefined: Quantus gives no number",
     }
     if facts.masks:
-        namespace["needs_masks"] = True
+        known["needs_masks"] = True
     if facts.again:
-        namespace["needs_method"] = True
-    made = type(f"quantus_{name}", (_Quantus,), namespace)
-    return registry.declared(f"quantus/{name}", made)
+        known["needs_method"] = True
+    lines = adapters.docstring(words, parameters, f"Source: {facts.source}.")
+    return adapters.declared(name, Quantus, lines, parameters, **known)
 
 
-for _name in QUANTUS:
-    registry.provide(
-        "metrics",
-        f"quantus/{_name}",
-        functools.partial(_metric, _name),
-        origin=__name__,
-        summary=_summary(_name),
+def _defaults(theirs: Any, takes: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+    """Of the parameters that may be offered; functions are, by their names."""
+    hidden = {*LIBRARY.handled, "perturb_func", *facts.fields}
+    found = {name: default for name, default in takes.items() if name not in hidden}
+    if facts.reads:
+        found["softmax"] = signature(theirs.__call__)["softmax"]
+    relative = theirs.__name__.startswith("Relative") and facts.again
+    found["normalise_func"] = (
+        "normalise_by_average_second_moment_estimate" if relative else "normalise_by_max"
     )
-for _name, _reason in REFUSED.items():
-    registry.refuse("metrics", f"quantus/{_name}", _reason)
+    if "perturb_patch_sizes" in found:
+        found["perturb_patch_sizes"] = (4,)
+    return found
 
 
-def __getattr__(name: str) -> type:
-    """The classes by their own names, such as ``quantus_Sparseness``, as unpickling asks."""
-    package, _, theirs = name.partition("_")
-    if package != "quantus" or theirs not in QUANTUS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _metric(theirs)
+LIBRARY.offer(CLASSES, _metric, REFUSED, __name__)
