@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from conftest import suite_of
 from test_tables import Scores, plan_of, stored
 
 import xbench
+from xbench.errors import UsageError
 from xbench.leaderboard import leaderboards, render
 from xbench.plan import make_plan
 from xbench.suite import FACTS
@@ -107,6 +109,51 @@ def test_digits_stand_below_digits_whatever_is_marked(tmp_path: Path) -> None:
     rows = {found[0]: line for line in lines if (found := re.search(r"0\.\d{4}[r*]?", line))}
     assert [*rows] == ["0.8500r", "0.1333*", "0.5000"]
     assert len({line.index(number) for number, line in rows.items()}) == 1
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("by", "first", "over"),
+    [
+        ("", "gradient", "Del"),
+        ("faithfulness", "gradient", "Del"),
+        ("localisation", "grad_cam", "MAE, LCD"),
+        ("log_cosh_dice", "smooth_grad", "LCD"),
+        ("LCD", "smooth_grad", "LCD"),
+    ],
+)
+def test_the_order_is_by_the_metric_or_family_asked_for(
+    by: str, first: str, over: str, tmp_path: Path
+) -> None:
+    scores: Scores = {
+        ("gradient", "deletion"): [0.1] * 4,
+        ("grad_cam", "deletion"): [0.2] * 4,
+        ("smooth_grad", "deletion"): [0.3] * 4,
+        ("gradient", "mae"): [0.9] * 4,
+        ("grad_cam", "mae"): [0.1] * 4,
+        ("smooth_grad", "mae"): [0.8] * 4,
+        ("gradient", "log_cosh_dice"): [0.9] * 4,
+        ("grad_cam", "log_cosh_dice"): [0.2] * 4,
+        ("smooth_grad", "log_cosh_dice"): [0.1] * 4,
+    }
+    plan = plan_of(
+        methods=["gradient", "grad_cam", "smooth_grad"],
+        metrics=["deletion", "mae", "log_cosh_dice"],
+    )
+    results = replace(stored(plan, tmp_path, scores), by=by)
+    (board,) = leaderboards(results)
+    assert board.methods[0] == first
+    assert f"Ordered by the mean rank over {over}." in render(results, "terminal")
+
+
+def test_what_orders_nothing_is_an_error_with_a_suggestion(wide: Wide) -> None:
+    results, _ = wide
+    with pytest.raises(UsageError, match=r"'robustnes' is no metric .* did you mean 'robustness'"):
+        leaderboards(replace(results, by="robustnes"))
+    with pytest.raises(UsageError, match="neither high nor low is better"):
+        leaderboards(replace(results, by=FACTS[0]))
 
 
 # --- warnings -------------------------------------------------------------------------------------

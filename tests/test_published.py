@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import io
 import json
 import math
@@ -479,6 +480,11 @@ def test_every_suite_runs_on_stand_ins_and_is_set_beside_its_table(
     assert facts["deviations"]
     assert [claim["words"] for claim in facts["claims"]] == [c.words for c in tables()[name].claims]
     assert {claim["measured"] for claim in facts["claims"]} <= {"holds", "fails", "undecided"}
+    page = next((tmp_path / "out").rglob("index.html")).read_text(encoding="utf-8")
+    shown = html.unescape(page[page.index("Published beside measured</h2>") :].replace("<wbr>", ""))
+    assert f"<p>{tables()[name].title}: printed and measured" in shown
+    assert shown.count('<th scope="row">') >= len(facts["values"]) + len(facts["claims"])
+    assert all(f'<th scope="row">{claim["words"]}</th>' in shown for claim in facts["claims"])
     if name != IG[0]:
         return
     assert command("plan", name, *common).status == 0

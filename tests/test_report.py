@@ -8,28 +8,85 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from conftest import suite_file, suite_of
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
+import xbench
 from xbench import plot, report
+from xbench.errors import UsageError
+from xbench.noise import stream_keys, uniform
 from xbench.plan import make_plan
 from xbench.report import page as pages
 from xbench.report import pictures
+from xbench.report.intervals import axis, intervals
 from xbench.report.svg import Drawn
-from xbench.store import Store
+from xbench.sheets import write
+from xbench.store import COLUMNS, Piece, Store, kept_table
 from xbench.tables import collect
+from xbench.views import View, sheets
 
 ATTACK = "<script>alert(1)</script>"
 SPITE = f"\"'><img src=x onerror=alert(2)>{ATTACK} $\\frac$ {{{{ 7*7 }}}}"
+CLOSING = "</script><img src=x onerror=alert(3)>`<b>|[x](javascript:alert(4))\\"
+FORMULA = "=cmd() @SUM(A1)"
+
+
+class Spite:
+    """Pictures whose keys and classes want to be markup."""
+
+    classes = (ATTACK, SPITE, CLOSING)
+    revision = "1"
+    size = (16, 16)
+    has_masks = True
+    ids = tuple(f"{at}" for at in range(10))
+
+    def key(self, index: int) -> str:
+        return f"{FORMULA}{CLOSING}{index}"
+
+    def load(self, indices: Sequence[int]) -> list[xbench.Sample]:
+        found = []
+        for index in indices:
+            key = stream_keys(0, [self.key(index)], "picture")
+            mask = torch.zeros(16, 16)
+            mask[4:10, 4:10] = 1
+            image = uniform(key, 3 * 256).view(3, 16, 16)
+            found.append(xbench.Sample(image, index % 3, mask))
+        return found
+
+
+@xbench.dataset("report-test/spite")
+class SpiteData:
+    """See Spite."""
+
+    version: ClassVar[int] = 1
+
+    def open(self, data: Path | None) -> Spite:
+        return Spite()
+
+
+@xbench.method("report-test/failing")
+class Failing:
+    """Fails with words that want to be markup."""
+
+    def __call__(self, probe: xbench.Probe) -> torch.Tensor:
+        raise ValueError(f"{CLOSING} {ATTACK} {SPITE}")
+
+
 WANTED: dict[str, Any] = {
     "name": "spite",
+    "datasets": [{"name": "report-test/spite", "label": CLOSING, "images": 10}],
     "models": ["plug/tiny", {"name": "plug/tiny", "seed": 1, "label": f"tiny {ATTACK}"}],
     "methods": [
         "gradient",
@@ -37,6 +94,7 @@ WANTED: dict[str, Any] = {
         {"name": "gradient", "channels": "sum", "label": ATTACK},
         {"name": "gradient", "channels": "max", "label": SPITE},
         "attention_rollout",
+        {"name": "report-test/failing", "label": FORMULA},
         "random",
     ],
     "metrics": [
@@ -85,7 +143,7 @@ def spiteful(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     from xbench.run import run_suite
 
     out = tmp_path_factory.mktemp("spite")
-    assert run_suite(suite_of(**WANTED), data=None, out=out, quiet=True) == 0
+    assert run_suite(suite_of(**WANTED), data=None, out=out, quiet=True) == 3  # one method fails
     return page_of(out), out
 
 
@@ -100,7 +158,10 @@ def test_no_name_becomes_an_element_an_attribute_or_a_script(spiteful: tuple[str
     page = Elements(text)
     tags = [tag for tag, _ in page.found]
     assert tags.count("script") == 2
+    assert tags.count("b") == 0
+    assert all(f"{image['src']}".startswith("data:") for tag, image in page.found if tag == "img")
     assert ATTACK not in text
+    assert CLOSING not in text
     assert all("alert(" not in script for script in page.texts["script"][1:])
     for tag, attributes in page.found:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
@@ -108,6 +169,38 @@ def test_no_name_becomes_an_element_an_attribute_or_a_script(spiteful: tuple[str
     assert ATTACK in shown
     assert "{{ 7*7 }}" in shown
     assert "$\\frac$" in shown
+    for words in (CLOSING, FORMULA, f"error: ValueError: {CLOSING} {ATTACK}"):
+        assert words in shown
+
+
+def test_figures_hold_names_as_text(spiteful: tuple[str, Path]) -> None:
+    figures = [
+        ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", spiteful[0], re.DOTALL)
+    ]
+    texts = {element.text for figure in figures for element in figure.iter("text")}
+    assert {ATTACK, SPITE} <= texts
+    assert not {"script", "img", "b"} & {
+        element.tag for figure in figures for element in figure.iter()
+    }
+
+
+def test_no_name_becomes_an_element_or_a_link_in_markdown(spiteful: tuple[str, Path]) -> None:
+    out = spiteful[1]
+    (folder,) = (out / "runs").iterdir()
+    written = (folder / "table.md").read_text(encoding="utf-8")
+    results = collect(make_plan(suite_of(**WANTED), None), Store(out / "store"))
+    others: list[View] = ["pivot", "pairs", "between-models", "agreement"]
+    for text in (written, *(write(sheets(results, view), "md") for view in others)):
+        page = Elements(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+        assert {"table", "td", "code"} <= {tag for tag, _ in page.found}
+        assert not {"script", "img", "a", "b"} & {tag for tag, _ in page.found}
+        assert ATTACK in "".join(page.shown)
+
+
+@pytest.mark.parametrize("name", [ATTACK, FORMULA, "../spite", 'a"b'])
+def test_a_suite_cannot_be_called_so(name: str) -> None:
+    with pytest.raises(UsageError, match="name"):
+        suite_of(name=name)
 
 
 def test_every_link_stays_on_the_page(spiteful: tuple[str, Path]) -> None:
@@ -164,7 +257,9 @@ def test_the_download_is_the_table_without_a_formula(spiteful: tuple[str, Path])
         "" if np.isnan(mean) else f"{mean:.6f}" for mean in table["mean"]
     ]
     for row in rows:
-        for key in ("dataset", "model", "method", "metric", "reason"):
+        for key in row:
+            if key in ("mean", "std", "ci_low", "ci_high"):
+                continue
             assert not row[key].startswith(("=", "+", "-", "@", "\t", "\r"))
     assert any(row["metric"] == f"'=cmd {ATTACK}" for row in rows)
 
@@ -236,6 +331,28 @@ def test_a_figure_has_no_inline_style_and_shares_no_id_with_another() -> None:
         for element in figure.iter():
             assert "style" not in element.attrib
             assert not element.tag.endswith(("style", "metadata"))
+
+
+@given(low=st.floats(-1e6, 1e6), width=st.floats(0, 1e6))
+@example(low=0.0, width=0.0)
+@example(low=0.0, width=5e-324)
+@example(low=1e6, width=1e-9)
+@example(low=0.1, width=0.3)
+def test_an_axis_holds_all_values_and_has_lines_for_each_part(low: float, width: float) -> None:
+    first, last, step = axis(low, low + width)
+    slack = 1e-8 * step
+    assert first * step <= low + slack
+    assert low + width <= last * step + slack
+    assert 1 <= last - first <= 6
+    css = (pages.HERE / "page.css").read_text(encoding="utf-8")
+    assert f".parts{last - first} {{ --part" in css or last - first == 1
+
+
+def test_bars_stand_where_their_means_do() -> None:
+    figure = intervals("AD", [("a", False, 10.0, 5.0, 20.0), (ATTACK, True, 80.0, 70.0, 90.0)])
+    assert figure.ticks == ("0", "25", "50", "75", "100")
+    assert [(bar.low, bar.at, bar.high) for bar in figure.bars] == [(5, 10, 20), (70, 80, 90)]
+    assert [bar.is_control for bar in figure.bars] == [False, True]
 
 
 def test_an_outline_surrounds_the_mask_and_nothing_else() -> None:
@@ -311,3 +428,82 @@ def test_nothing_stored_is_no_page(
     answer = command("report", suite, "--plugin", plugin, "-o", tmp_path / "out")
     assert answer.status == 5
     assert "nothing of suite 'small' is stored" in answer.err
+
+
+def test_another_order_is_that_of_table_page_and_report_alike(
+    command: Callable[..., Any], plugin: Path, tmp_path: Path
+) -> None:
+    suite = suite_file(
+        tmp_path / "s.yaml", methods=["gradient", "grad_cam"], metrics=["mae", "rcap"]
+    )
+    words = ("--plugin", plugin, "-o", tmp_path / "out", "--by", "localisation")
+    wrong = command("run", suite, *words[:-1], "localization")
+    assert (wrong.status, (tmp_path / "out").exists()) == (2, False)
+    assert "did you mean 'localisation'?" in wrong.err
+    ran = command("run", suite, *words)
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    page = (folder / "index.html").read_bytes()
+    assert b"Ordered by the mean rank over MAE." in page
+    for text in (ran, command("table", suite, *words), command("table", folder, *words[-2:])):
+        assert "Ordered by the mean rank over MAE." in text.out
+    command("report", folder, *words)
+    assert (folder / "index.html").read_bytes() == page
+    assert "over RCAP." in command("table", suite, *words[:-2]).out
+
+
+METHODS = (
+    "gradient", "input_x_gradient", "smooth_grad", "smooth_grad_squared", "var_grad",
+    "absolute_grad", "guided_absolute_grad", "guided_backprop", "integrated_gradients",
+    "occlusion", "grad_cam", "grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam",
+    "score_cam", "ablation_cam", "random", "sobel", "constant",
+)  # fmt: skip
+METRICS = (
+    "average_drop", "average_gain", "average_increase", "insertion", "deletion", "rcap", "mae",
+    "log_cosh_dice", "pixel_ap", "sparseness", "entropy", "coherency",
+)  # fmt: skip
+POINTS_OF_CURVES = 225  # of insertion and deletion, at 224 x 224
+
+
+def test_twenty_methods_and_twelve_metrics_make_less_than_three_megabytes(
+    plugin: Path, tmp_path: Path
+) -> None:
+    """With four pictures of 224 x 224, as rough as pictures and gradients are, and curves."""
+    dataset = {"name": "plug/noise", "count": 200, "images": 200}
+    suite = suite_of(
+        name="large", datasets=[dataset], models=["plug/tiny"], methods=[*METHODS],
+        metrics=[*METRICS],
+    )  # fmt: skip
+    plan, store = make_plan(suite, None), Store(tmp_path)
+    (group,) = plan.groups
+    keys = [key for _, key in group.images]
+    assert (len({cell.method for cell in group.cells}), len(keys)) == (20, 200)
+    assert len({cell.metric for cell in group.cells}) == 12
+    stream = np.random.default_rng(0)
+    rows = [
+        (cell.id, key, 0, at % 3, 0.9, value, "ok")
+        for cell in group.cells
+        for at, (key, value) in enumerate(zip(keys, stream.random(200).tolist(), strict=True))
+    ]
+    folder = store.group(*group.folder)
+    folder.write("0", pd.DataFrame(rows, columns=list(COLUMNS)), {"provenance": {}})
+    shares = np.linspace(0, 1, POINTS_OF_CURVES)
+    coarse = stream.random((4, 14, 14, 3)).repeat(16, 1).repeat(16, 2)
+    pieces = []
+    for artefact in group.artefacts:
+        for at, key in enumerate(keys[:4]):
+            if artefact.metric.kind == "curves":
+                array: Any = np.stack([shares, stream.random(POINTS_OF_CURVES)])
+            elif artefact.metric.kind == "maps":
+                array = (stream.standard_normal((224, 224)) ** 2).astype(np.float32)
+            else:
+                rough = coarse[at] + stream.random((224, 224, 3)) / 4
+                array = (rough / rough.max() * 255).astype(np.uint8)
+            name = {"maps": "map", "pictures": "picture"}.get(artefact.metric.kind, "")
+            pieces.append(Piece(artefact.id, key, name, "ok", array))
+    folder.kept.write("0", kept_table(pieces), {"provenance": {}})
+    text = report.html(collect(plan, store), store)
+    page = Elements(text)
+    assert sum(tag == "img" for tag, _ in page.found) == 4 * 21
+    assert sum("ranking" in str(a.get("class")) for tag, a in page.found if tag == "table") == 1
+    assert "Curves of Ins" in text
+    assert 1_000_000 < len(text.encode()) < 3_000_000

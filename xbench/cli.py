@@ -164,6 +164,15 @@ def _suite_options(command: Command) -> Command:
     return command
 
 
+def _by_option(command: Command) -> Command:
+    return click.option(
+        "--by",
+        default="",
+        metavar="METRIC|FAMILY",
+        help="Order leaderboards by this; default: the metrics of faithfulness.",
+    )(command)
+
+
 def _keep_options(command: Command) -> Command:
     options = [
         click.option(
@@ -294,6 +303,7 @@ def _folder_suite(quick: Any, folder: str, model: str) -> Any:
 @click.option("--fail-fast", is_flag=True, help="Stop after the first unit with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @click.option("--page/--no-page", default=True, help="Write index.html of the run; the default.")
+@_by_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def run(**options: Any) -> int:
     """Plan SUITE, run what is missing, print the leaderboard, write the page.
@@ -314,6 +324,7 @@ def run(**options: Any) -> int:
         form="json" if options["as_json"] else "terminal",
         quiet=options["quiet"],
         page=options["page"],
+        by=options["by"],
     )
 
 
@@ -390,8 +401,9 @@ def fetch(**options: Any) -> None:
     flag_value="published",
     help="The numbers that a paper printed beside it, and what becomes of the paper's claims.",
 )
+@_by_option
 @click.option("--mixed", is_flag=True, help="Also where rows were made by different versions.")
-def table(form: str, view: Any, mixed: bool, **options: Any) -> int:
+def table(form: str, view: Any, by: str, mixed: bool, **options: Any) -> int:
     """Print the leaderboard of SUITE, or another view of it, without computing anything.
 
     SUITE may also be a folder with table.csv, per_image.parquet and provenance.json: one of runs/,
@@ -408,11 +420,12 @@ def table(form: str, view: Any, mixed: bool, **options: Any) -> int:
             )
         from .run import print_results
 
-        return print_results(Path(options["suite"]), form, view, mixed=mixed)
+        return print_results(Path(options["suite"]), form, view, mixed=mixed, by=by)
     suite = _load(options)
     from .run import print_table
 
-    return print_table(suite, _data(options["data"]), options["out"], form, view, mixed=mixed)
+    data, out = _data(options["data"]), options["out"]
+    return print_table(suite, data, out, form, view, mixed=mixed, by=by)
 
 
 _NARROWING = (
@@ -435,7 +448,8 @@ _NARROWING = (
     show_default=True,
     help="Pictures in the gallery; 0 for a page without any.",
 )
-def report_page(page: Path | None, examples: int, **options: Any) -> int:
+@_by_option
+def report_page(page: Path | None, examples: int, by: str, **options: Any) -> int:
     """Write what is stored of SUITE as one HTML page, without computing anything.
 
     SUITE may also be the folder of a run, or one with runs/, whose latest is taken.
@@ -447,7 +461,7 @@ def report_page(page: Path | None, examples: int, **options: Any) -> int:
     folder = _run_folder(options["suite"])
     out = folder.parents[1] if folder else options["out"]
     return write_report(
-        suite, _data(options["data"]), out, folder=folder, path=page, examples=examples
+        suite, _data(options["data"]), out, folder=folder, path=page, examples=examples, by=by
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from .errors import UsageError
 from .files import atomic_write
+from .sheets import code, markdown, markdown_row
 from .statistics import bca_intervals, holm, sign_flip_test
 from .tables import SCORED
 
@@ -363,12 +364,11 @@ def _markdown(comparison: Comparison, changed: Sequence[Change], summary: str) -
     for change in changed[:MOST]:
         verdict, old, new, difference, p, reason = _line(change)
         group = f"{change.dataset} x {change.model}"
-        names = (verdict, group, f"`{change.method}`", f"`{change.metric}`")
-        cells = (*names, old, new, difference, p, reason)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        names = (verdict, markdown(group), code(change.method), code(change.metric))
+        lines.append(markdown_row([*names, old, new, difference, p, markdown(reason)]))
     if len(changed) > MOST:
         lines.append(f"\nand {len(changed) - MOST} more")
-    lines += [f"\n* differs: {notice}" for notice in comparison.notices]
+    lines += [f"\n* differs: {markdown(notice)}" for notice in comparison.notices]
     return "\n".join(lines) + "\n"
 
 

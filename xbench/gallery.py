@@ -44,21 +44,17 @@ def curves(plan: Plan, store: Store, images: int | None = None) -> pd.DataFrame:
         store: where it was stored.
         images: only of the first ones of each data set, in the order of its selection.
     """
-    frames = [
-        pd.DataFrame(
-            {
-                **{key: getattr(one, key) for key in ("dataset", "model", "method", "metric")},
-                "curve": one.name,
-                "image": one.image,
-                "share": one.array[0],
-                "value": one.array[1],
-            }
-        )
-        for one in _kept(plan, store, "curves", images)
-    ]
-    if not frames:
+    shown = list(_kept(plan, store, "curves", images))
+    if not shown:
         return pd.DataFrame(columns=list(CURVE_COLUMNS))
-    return pd.concat(frames).sort_values(list(CURVE_COLUMNS[:-1]), ignore_index=True)
+    points = [one.array.shape[1] for one in shown]
+    names = [(o.dataset, o.model, o.method, o.metric, o.name, o.image) for o in shown]
+    columns = [
+        np.repeat(np.array(column, dtype=object), points) for column in zip(*names, strict=True)
+    ]
+    columns += [np.concatenate([one.array[row] for one in shown]) for row in (0, 1)]
+    frame = pd.DataFrame(dict(zip(CURVE_COLUMNS, columns, strict=True)))
+    return frame.sort_values(list(CURVE_COLUMNS[:-1]), ignore_index=True)
 
 
 def maps(plan: Plan, store: Store, images: int | None = None) -> Iterator[Shown]:

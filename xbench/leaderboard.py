@@ -17,7 +17,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from .captions import GroupCaption
+from .captions import Captions, GroupCaption, MetricCaption
+from .errors import UsageError
+from .registry import suggestion
+from .sheets import code, markdown, markdown_row
 from .statistics import (
     LEVEL,
     Floats,
@@ -63,8 +66,8 @@ class Leaderboard:
         second: likewise, of the second best.
         level: cells that are not separable from the best of their column, with that one; of no
             column whose best is separable from all others, or where nothing is.
-        ranked_by: names of the faithfulness metrics, or of all that have a direction where there
-            are none.
+        ranked_by: names of the metrics that were asked for, or of the faithfulness metrics, or of
+            all that have a direction where there are none.
         names: metric label to a short name.
         headings: metric label to heading, with arrow and baseline.
         better: metric label to "higher", "lower" or "neither".
@@ -123,8 +126,38 @@ class Leaderboard:
 
 @lru_cache(maxsize=1)  # a run writes and prints them
 def leaderboards(results: Results) -> list[Leaderboard]:
-    """One leaderboard per data set and model."""
+    """One leaderboard per data set and model.
+
+    Raises:
+        UsageError: if there is nothing of the name that they are to be ordered by.
+    """
+    check_order(results.captions, results.by)
     return [_leaderboard(results, group) for group in results.captions]
+
+
+def check_order(given: Captions, by: str) -> None:
+    """Whether anything can be ordered by that metric or family.
+
+    Args:
+        given: of all groups.
+        by: family, or label, registered name or symbol of a metric; empty for faithfulness.
+
+    Raises:
+        UsageError: if there is no such, or no method is better than another by it.
+    """
+    metrics = [metric for group in given for metric in group.metrics]
+    if not by or any(metric.better != "neither" for metric in metrics if _is_by(metric, by)):
+        return
+    if any(_is_by(metric, by) for metric in metrics):
+        raise UsageError(f"--by {by}: neither high nor low is better, so that it orders nothing")
+    known = {name for m in metrics if m.better != "neither" for name in (m.name, m.family)}
+    raise UsageError(
+        f"--by {by!r} is no metric and no family of metrics here{suggestion(by, known)}"
+    )
+
+
+def _is_by(metric: MetricCaption, by: str) -> bool:
+    return by in (metric.family, metric.label, metric.name, metric.symbol)
 
 
 def ranked_methods(group: GroupCaption) -> list[str]:
@@ -139,7 +172,8 @@ def _leaderboard(results: Results, group: GroupCaption) -> Leaderboard:
     metrics = {metric.label: metric for metric in group.metrics}
     ranked = ranked_methods(group)
     directed = [metric for metric in group.metrics if metric.better != "neither"]
-    deciding = [metric for metric in directed if metric.family == "faithfulness"] or directed
+    faithful = [metric for metric in directed if metric.family == "faithfulness"] or directed
+    deciding = [metric for metric in directed if _is_by(metric, results.by)] or faithful
     keys, values = results.scores(
         group.dataset, group.model, ranked, [metric.label for metric in directed]
     )
@@ -538,13 +572,10 @@ def _remarks(board: Leaderboard) -> Iterator[str]:
 
 
 def _markdown(board: Leaderboard) -> str:
-    headings = [heading_of(board, metric).replace("\n", " ") for metric in board.metrics]
-    rows = [f"**{board.title}**" + (f": {board.card}" if board.card else ""), ""]
-    rows.append(
-        "| "
-        + " | ".join(["#", "method", "mean rank", "its 95 %", "level with", *headings, "passes"])
-        + " |"
-    )
+    headings = [markdown(heading_of(board, m).replace("\n", " ")) for m in board.metrics]
+    rows = [f"**{markdown(board.title)}**" + (f": {board.card}" if board.card else ""), ""]
+    named = ("#", "method", "mean rank", "its 95 %", "level with")
+    rows.append(markdown_row([*named, *headings, "passes"]))
     rows.append("|" + "--:|:--|" + "--:|" * (len(headings) + 4))
     for line in lines_of(board):
         texts = [
@@ -552,18 +583,18 @@ def _markdown(board: Leaderboard) -> str:
         ]
         cells = [
             line.place,
-            f"`{line.method}`",
+            code(line.method),
             line.rank,
             line.interval,
             line.group,
             *texts,
             line.passes,
         ]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append(markdown_row(cells))
     families = [
         f"{family} {', '.join(board.names[metric] for metric in metrics)}"
         for family, metrics in _by_family(board, board.metrics).items()
     ]
-    notes = [f"Columns: {'; '.join(families)}."]
-    notes += [note.replace("*", "\\*", 1) for note in notes_of(board)]
+    notes = [markdown(f"Columns: {'; '.join(families)}.")]
+    notes += [markdown(note).replace("*", "\\*", 1) for note in notes_of(board)]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"

@@ -201,7 +201,7 @@ def curves(
         title: metric.
         xlabel, ylabel: of the axes.
     """
-    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    figure = Figure(figsize=(4.0, 3.5), layout="constrained")
     ax = figure.subplots()
     for at, (name, points) in enumerate(values.items()):
         table = np.asarray(points, dtype=np.float64)
@@ -211,16 +211,18 @@ def curves(
         mean = table.mean(0)
         error = table.std(0, ddof=1) / np.sqrt(len(table)) if len(table) > 1 else 0 * mean
         x = np.asarray(fractions[name], dtype=np.float64)
-        style = ("-", "--", ":", "-.")[at // len(CYCLE) % 4]
+        style = ("-", "--", "-.", ":")[at % 4]
         colour = CYCLE[at % len(CYCLE)]
-        ax.plot(x, mean, style, color=colour, lw=1.4, label=name)
+        # lines with gaps on top, so that equal ones are seen to lie upon one another
+        ax.plot(x, mean, style, color=colour, lw=1.4, label=name, zorder=2 + at % 4 / 10)
         ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, lw=0)
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.set_xlabel(xlabel, fontsize=8)
     ax.set_ylabel(ylabel, fontsize=8)
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=7)
-    figure.legend(fontsize=6.5, frameon=False, ncols=3, loc="outside lower center")
+    columns = max(1, min(3, 74 // (max(map(len, values), default=0) + 7)))  # as many as fit
+    figure.legend(fontsize=7, frameon=False, ncols=columns, loc="outside lower center")
     return _plain(figure)
 
 
@@ -259,7 +261,7 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
         better: "higher" or "lower": which end of ``value`` is good.
         title: metric with its arrow.
     """
-    figure = Figure(figsize=(4.8, 3.3), layout="constrained")
+    figure = Figure(figsize=(4.2, 3.5), layout="constrained")
     ax = figure.subplots()
     known = frame.dropna(subset=["passes", "value"])
     front = pareto(known["passes"], known["value"], better)
@@ -272,7 +274,7 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
     groups: list[tuple[float, float, list[str]]] = []
     for row in known.sort_values(["passes", "value"]).itertuples():
         price, value = float(row.passes), float(row.value)  # type: ignore[arg-type]
-        if groups and groups[-1][0] == price and abs(groups[-1][1] - value) < 0.045 * span:
+        if groups and groups[-1][0] == price and abs(groups[-1][1] - value) < 0.05 * span:
             groups[-1][2].append(str(row.method))  # its own label would cover the last one
         else:
             groups.append((price, value, [str(row.method)]))
@@ -282,7 +284,7 @@ def cost(frame: pd.DataFrame, *, better: str, title: str) -> Figure:
         is_right = price > middle
         ax.annotate(
             words, (price, value), xytext=(-5 if is_right else 5, 0), textcoords="offset points",
-            fontsize=6, va="center", ha="right" if is_right else "left",
+            fontsize=7, va="center", ha="right" if is_right else "left",
         )  # fmt: skip
     ax.margins(y=0.12)
     ax.set_xscale("log")

@@ -28,12 +28,13 @@ from rich.progress import (
 )
 
 from . import engines, published, registry, report
+from .captions import captions
 from .compare import read_results
 from .downloads import Tell, fetch
 from .errors import UsageError
 from .files import atomic_write, sweep
 from .keep import Kept
-from .leaderboard import render
+from .leaderboard import check_order, render
 from .models.loading import weights_hash
 from .plan import Group, Job, Outlay, Plan, make_plan
 from .progress import Reporter
@@ -57,18 +58,21 @@ def run_suite(
     form: Any = "terminal",
     quiet: bool = False,
     page: bool = False,
+    by: str = "",
 ) -> int:
     """Runs what a suite lacks and prints its table; the exit status of ``xbench run``.
 
-    With ``page``, the run's folder gets its ``index.html`` too, which takes some seconds.
+    With ``page``, the run's folder gets its ``index.html`` too, which takes some seconds. ``by``
+    is a metric or family to order leaderboards by, instead of faithfulness.
 
     Raises:
-        UsageError: if data or weights are not there, or a layer is unknown.
+        UsageError: if data or weights are not there, or a layer or what to order by is unknown.
         StoreError: if the store cannot be written or contradicts itself.
     """
     console = Console(stderr=True)
     began = time.monotonic()
     plan = make_plan(suite, data)
+    check_order(captions(plan), by)
     store = Store(out / "store")
     if fresh and store.root.exists():
         aside = store.root.rename(out / f"store-{_stamp()}")
@@ -101,7 +105,7 @@ def run_suite(
         jobs = list(plan.jobs(store))
         found, finished = compute([job for job, _ in jobs])
         work, reports = [*work, *jobs], [*reports, *found]
-    results = collect(plan, store)
+    results = replace(collect(plan, store), by=by)
     for notice in (*results.notices, *(f"versions are mixed: {m}" for m in results.mixed)):
         _notice(console, notice)
     folder = out / "runs" / _stamp()
@@ -438,19 +442,26 @@ def _fetched(choice: Choice, data: Path, tell: Tell) -> str:
 
 
 def print_table(
-    suite: Suite, data: Path | None, out: Path, form: Any, view: View, *, mixed: bool = False
+    suite: Suite,
+    data: Path | None,
+    out: Path,
+    form: Any,
+    view: View,
+    *,
+    mixed: bool = False,
+    by: str = "",
 ) -> int:
     """Prints a view of what is stored; 5 if that is nothing, or was made by several versions."""
     if view == "published":
         published.table_of(suite)  # before data are looked at
     store = Store(out / "store")
-    results = collect(make_plan(suite, data).selected(store), store)
+    results = replace(collect(make_plan(suite, data).selected(store), store), by=by)
     if results.per_image.empty:
         return _nothing(suite, out)
     return _print_view(results, form, view, mixed=mixed)
 
 
-def print_results(path: Path, form: Any, view: View, *, mixed: bool = False) -> int:
+def print_results(path: Path, form: Any, view: View, *, mixed: bool = False, by: str = "") -> int:
     """Likewise of the files of a run, which need neither suite nor data."""
     found = read_results(path)
     try:
@@ -461,7 +472,7 @@ def print_results(path: Path, form: Any, view: View, *, mixed: bool = False) -> 
             f"{str(error).splitlines()[0]}); it is of an earlier version: run its suite again, "
             "which computes nothing that is stored"
         ) from error
-    return _print_view(results, form, view, mixed=mixed)
+    return _print_view(replace(results, by=by), form, view, mixed=mixed)
 
 
 def _print_view(results: Results, form: Any, view: View, *, mixed: bool) -> int:
@@ -505,6 +516,7 @@ def write_report(
     folder: Path | None = None,
     path: Path | None = None,
     examples: int = 4,
+    by: str = "",
 ) -> int:
     """Writes the page of what is stored and prints where it is; 5 if nothing is stored.
 
@@ -515,9 +527,10 @@ def write_report(
         folder: of the run, if it is of one: its page stands there and says more.
         path: of the page; default ``index.html`` of the run, or ``out/<suite>.html``.
         examples: pictures in the gallery.
+        by: metric or family to order leaderboards by, instead of faithfulness.
     """
     store = Store(out / "store")
-    results = collect(make_plan(suite, data).selected(store), store)
+    results = replace(collect(make_plan(suite, data).selected(store), store), by=by)
     if results.per_image.empty:
         return _nothing(suite, out)
     page = path or (folder / "index.html" if folder else out / f"{suite.name}.html")

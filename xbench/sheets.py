@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,22 +128,37 @@ def _terminal(sheet: Sheet, columns: Sequence[int], width: int) -> Table:
     return table
 
 
-def _markdown(sheet: Sheet) -> str:
-    def line(texts: Sequence[str]) -> str:
-        cells = [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
-        return "| " + " | ".join(cells) + " |"
+_STEERS = re.compile(r"[\\`]|<(?=[A-Za-z/!?])|(?<=\])\(")
 
-    rows = [f"**{sheet.title}**", "", line([h.replace("\n", " ") for h in sheet.headings])]
+
+def markdown(text: str) -> str:
+    """Text that stays text in Markdown: no element, link, picture or code begins in it."""
+    return _STEERS.sub(r"\\\g<0>", text)
+
+
+def code(text: str) -> str:
+    """A name in Markdown, as code unless it could end that."""
+    return markdown(text) if {"`", "\\"} & {*text} else f"`{text}`"
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table; cells are Markdown already."""
+    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |"
+
+
+def _markdown(sheet: Sheet) -> str:
+    headings = [markdown(heading.replace("\n", " ")) for heading in sheet.headings]
+    rows = [f"**{markdown(sheet.title)}**", "", markdown_row(headings)]
     rows.append("|" + ":--|" * sheet.stub + "--:|" * (len(sheet.headings) - sheet.stub))
     for row in sheet.rows:
         texts = []
         for at, cell in enumerate(row):
-            text = cell.plain.replace("*", "\\*")
+            text = markdown(cell.plain).replace("*", "\\*")
             if at < sheet.stub and cell.text:
-                text = f"`{cell.text}`"
+                text = code(cell.text)
             texts.append(f"**{text}**" if cell.style == "best" else text)
-        rows.append(line(texts))
-    notes = [note.replace("*", "\\*") for note in sheet.notes]
+        rows.append(markdown_row(texts))
+    notes = [markdown(note).replace("*", "\\*") for note in sheet.notes]
     return "\n\n".join(["\n".join(rows), *notes]) + "\n"
 
 

@@ -86,6 +86,7 @@ class Results:
         cards: by the labels of data set and model.
         mixed: a sentence for each group whose rows were made by different versions.
         plan: what was asked for; None where results were read from files.
+        by: metric or family that leaderboards are ordered by; empty for faithfulness.
     """
 
     captions: Captions
@@ -95,6 +96,7 @@ class Results:
     cards: Mapping[tuple[str, str], ModelCard]
     mixed: tuple[str, ...] = ()
     plan: Plan | None = None
+    by: str = ""
 
     @property
     def planned(self) -> Plan:

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import suite_of
+from test_report import CLOSING, FORMULA, SPITE
+from test_report import WANTED as SPITEFUL
 
 sync = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
@@ -216,3 +218,38 @@ def test_axe_finds_nothing(browser: Any, folder: Path, scheme: str, width: int) 
     ]
     assert problems == []
     opened.page.close()
+
+
+def test_names_that_want_to_be_markup_do_nothing(
+    browser: Any, plugin: Path, tmp_path: Path
+) -> None:
+    """Classes, keys, labels and errors, wherever a script puts them."""
+    from xbench.run import run_suite
+
+    run_suite(suite_of(**SPITEFUL), data=None, out=tmp_path, quiet=True, page=True)
+    (folder,) = (tmp_path / "runs").iterdir()
+    opened = Visit(browser, folder)
+    page = opened.page
+    for head in page.locator("#group-1 .ranking thead button").all():
+        head.click()
+    page.locator("#group-1 .filter").fill("<script>")
+    assert opened.page.locator("#group-1 tr[data-method]:visible").count() == 2
+    tools = page.locator("#scatter-tools")
+    tools.locator("[name=group]").select_option("1")
+    for name in ("metric", "across", "up"):
+        for option in range(tools.locator(f"[name={name}] option").count()):
+            tools.locator(f"[name={name}]").select_option(str(option))
+    tools.locator("[name=across]").select_option(label=SPITE)
+    assert SPITE in str(page.locator("#scatter-figure svg").get_attribute("aria-label"))
+    key = page.locator("#scatter-figure circle title").first.text_content()
+    assert key.startswith(FORMULA + CLOSING)
+    with page.expect_download() as waiting:
+        page.get_by_text("Download the table as CSV").click()
+    rows = pd.read_csv(waiting.value.path(), dtype=str, keep_default_na=False)
+    assert not rows["metric"].str.startswith("=").any()
+    assert rows["metric"].str.startswith("'=cmd").any()
+    assert page.locator("script").count() == 2
+    assert page.locator("img:not([src^='data:']), b:has(img), [onerror]").count() == 0
+    assert opened.complaints == []
+    assert all(url.startswith(("file:", "data:")) for url in opened.requests)
+    page.close()

@@ -3,9 +3,10 @@
 from .claims import Verdict, printed_verdicts, verdicts
 from .measured import Value, values
 from .printed import Claim, Table, deviations, row_of, table_of, tables
-from .text import render
+from .text import CLAIMS, VALUES, Comparison, comparison, render
 
 __all__ = [
-    "Claim", "Table", "Value", "Verdict", "deviations", "printed_verdicts", "render", "row_of",
-    "table_of", "tables", "values", "verdicts",
+    "CLAIMS", "VALUES", "Claim", "Comparison", "Table", "Value", "Verdict", "comparison",
+    "deviations", "printed_verdicts", "render", "row_of", "table_of", "tables", "values",
+    "verdicts",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from .. import gallery, leaderboard, plot, registry, statistics
+from .. import gallery, leaderboard, plot, published, registry, statistics
 from ..captions import ARROW
 from ..leaderboard import Leaderboard, notes_of
 from ..plan import Group
@@ -28,6 +28,7 @@ from ..provenance import provenance
 from ..store import Store
 from ..tables import CALIBRATION_BINS, SCORED, ModelCard, Results
 from . import pictures
+from .intervals import intervals
 from .svg import Drawn
 
 HERE = Path(__file__).parent
@@ -92,6 +93,11 @@ def html(
         "figures": {s.id: _figures(results, s, drawn) for s in sections},
         "curves": {s.id: _curves(curves, s, drawn) for s in sections},
         "agreement": {s.id: _agreement(results, s) for s in sections},
+        "published": published.comparison(results)
+        if plan.suite.name in published.tables()
+        else None,
+        "VALUES": published.VALUES,
+        "CLAIMS": published.CLAIMS,
         "pairs": _pairs(results, boards, sections, kept),
         "scatter": [_scatter(results, s) for s in sections],
         "points": POINTS,
@@ -411,22 +417,18 @@ def _figures(results: Results, section: Section, drawn: Drawn) -> dict[str, Any]
     for metric in board.metrics:
         if board.better[metric] == "neither":
             continue
-        means, ends = {}, {}
+        means = []
         for method in board.methods:
             if (method, metric) not in rows.index:
                 continue
             mean, low, high = (
                 float(str(rows.at[(method, metric), key])) for key in ("mean", "ci_low", "ci_high")
             )
-            if not math.isnan(mean):
-                name = _harmless(method)
-                means[name] = mean
-                ends[name] = (mean, mean) if math.isnan(low) else (low, high)
+            ends = (mean, mean) if math.isnan(low) else (low, high)
+            if math.isfinite(mean):
+                means.append((method, method not in board.ranks, mean, *ends))
         if means:
-            title = _harmless(board.names[metric] + ARROW[board.better[metric]])
-            controls = [_harmless(m) for m in board.methods if m not in board.ranks]
-            draw = partial(plot.intervals, means, ends, title=title, controls=controls)
-            shown.append(drawn(draw, f"Means and 95 % intervals of {title} by method"))
+            shown.append(intervals(board.names[metric] + ARROW[board.better[metric]], means))
     cost = None
     if board.ranked_by and len(board.ranks) > 1:
         frame = pd.DataFrame(
@@ -582,7 +584,7 @@ def _pairs(
         rows = pictures.pairs(
             kept, [section.group for section in here], methods, partial(_said, results)
         )
-        if any(len(row.panels) > 1 for row in rows):
+        if any(row.maps for row in rows):
             found.append((dataset, rows))
     return found
 

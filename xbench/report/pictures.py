@@ -52,10 +52,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture and what stands beside it."""
+    """A picture and its maps.
+
+    Args:
+        title: what the network said of it.
+        picture: as the network sees it.
+        maps: in order.
+        beside: how many of them stand together, as those of two models do.
+    """
 
     title: str
-    panels: tuple[Panel, ...]
+    picture: Panel
+    maps: tuple[Panel, ...]
+    beside: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,13 +113,12 @@ def rows(
     found = []
     for number, key in enumerate(kept.keys[here], 1):
         title = f"{key}: {said(group, key)}"
-        panels = [_picture(kept, here, key, f"picture {number}")]
-        panels += [
+        panels = [
             _map(kept, here, key, kept.maps[*here, method, key], method, f"picture {number}")
             for method in methods
             if (*here, method, key) in kept.maps
         ]
-        found.append(Row(title, tuple(panels)))
+        found.append(Row(title, _picture(kept, here, key, f"picture {number}"), tuple(panels)))
     return found
 
 
@@ -129,7 +137,7 @@ def pairs(
     common = [key for key in kept.keys[places[0]] if all(key in kept.keys[p] for p in places)]
     found = []
     for number, key in enumerate(common, 1):
-        panels = [_picture(kept, places[0], key, f"picture {number}")]
+        panels: list[Panel] = []
         for method in methods:
             maps = [kept.maps.get((*place, method, key)) for place in places]
             known = [values for values in maps if values is not None]
@@ -141,7 +149,8 @@ def pairs(
                 for place, values in zip(places, known, strict=True)
             ]
         told = "; ".join(f"{group.model.label}: {said(group, key)}" for group in groups)
-        found.append(Row(f"{key}: {told}", tuple(panels)))
+        picture = _picture(kept, places[0], key, f"picture {number}")
+        found.append(Row(f"{key}: {told}", picture, tuple(panels), len(places)))
     return found
 
 

@@ -42,6 +42,9 @@ class Drawn:
         out = io.StringIO()
         with mpl.rc_context(settings):
             figure = draw()
+            if engine := figure.get_layout_engine():  # else saving draws twice, for layout's sake
+                engine.execute(figure)
+                figure.set_layout_engine(None)
             figure.savefig(
                 out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
             )
