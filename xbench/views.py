@@ -286,7 +286,7 @@ def _two_models(results: Results, base: GroupCaption, other: GroupCaption) -> It
     methods, metrics = _common([base, other])
     shown: list[str] = []  # where both classify every image correctly, one sheet is enough
     for words, keys, before, after in _sides(results, base, other, methods, metrics):
-        if keys != shown and methods and metrics:
+        if keys and keys != shown and methods and metrics:
             yield _moved(base, other, words, keys, before, after, methods, metrics)
             shown = keys
 

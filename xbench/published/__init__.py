@@ -3,10 +3,9 @@
 from .claims import Verdict, printed_verdicts, verdicts
 from .measured import Value, values
 from .printed import Claim, Table, deviations, row_of, table_of, tables
-from .text import CLAIMS, VALUES, Comparison, comparison, render
+from .text import render, sheets
 
 __all__ = [
-    "CLAIMS", "VALUES", "Claim", "Comparison", "Table", "Value", "Verdict", "comparison",
-    "deviations", "printed_verdicts", "render", "row_of", "table_of", "tables", "values",
-    "verdicts",
+    "Claim", "Table", "Value", "Verdict", "deviations", "printed_verdicts", "render", "row_of",
+    "sheets", "table_of", "tables", "values", "verdicts",
 ]  # fmt: skip

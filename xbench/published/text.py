@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -15,48 +15,6 @@ from ..tables import Results
 from .claims import Verdict, verdicts
 from .measured import Value, values
 from .printed import Table, deviations, table_of
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Printed beside measured in words, as the terminal, Markdown and the page show it.
-
-    Args:
-        title: of the printed table.
-        differs: in what the suite is not that of the table; empty where it is.
-        values: rows under :data:`VALUES`.
-        doubts: about printed numbers, by their numbers from 1.
-        claims: rows under :data:`CLAIMS`.
-        against: sentences on comparisons that contradict a claim.
-    """
-
-    title: str
-    differs: str
-    values: list[list[str]]
-    doubts: tuple[str, ...]
-    claims: list[list[str]]
-    against: tuple[str, ...]
-
-
-def comparison(results: Results) -> Comparison:
-    """Printed beside measured.
-
-    Raises:
-        UsageError: if no printed table has the suite's name.
-    """
-    suite = results.planned.suite
-    table = table_of(suite)
-    numbers, claims, differs = values(results), verdicts(results), deviations(suite)
-    notes = list(dict.fromkeys(words for value in numbers for words in value.doubts))
-    more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
-    return Comparison(
-        f"{table.title}: printed and measured; 95 % intervals over images",
-        f"Not the suite of the table: {'; '.join(differs[:5])}{more}." if differs else "",
-        _value_rows(numbers, notes),
-        tuple(f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)),
-        _claim_rows(claims),
-        tuple(_against(claims)),
-    )
 
 
 def render(
@@ -75,26 +33,41 @@ def render(
         return _csv(values(results))
     if form == "json":
         return _json(table_of(suite), values(results), verdicts(results), deviations(suite))
-    shown = comparison(results)
-    found = [
+    return write(sheets(results), form, width, colour)
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """Printed beside measured, and the claims, as the terminal, Markdown and the page show them.
+
+    Raises:
+        UsageError: if no printed table has the suite's name.
+    """
+    suite = results.planned.suite
+    table = table_of(suite)
+    numbers, claims, differs = values(results), verdicts(results), deviations(suite)
+    notes = list(dict.fromkeys(words for value in numbers for words in value.doubts))
+    more = f"; and {len(differs) - 5} more" if len(differs) > 5 else ""
+    return [
         Sheet(
-            shown.title,
+            f"{table.title}: printed and measured; 95 % intervals over images",
             VALUES,
-            _cells(shown.values),
+            _cells(_value_rows(numbers, notes)),
             4,
-            tuple(filter(None, (shown.differs, *shown.doubts))),
+            (
+                *([f"Not the suite of the table: {'; '.join(differs[:5])}{more}."] * bool(differs)),
+                *(f"Doubt {at}: {words}." for at, words in enumerate(notes, 1)),
+            ),
             (),
         ),
         Sheet(
-            f"What is claimed of {table_of(suite).title}",
+            f"What is claimed of {table.title}",
             CLAIMS,
-            _cells(shown.claims),
+            _cells(_claim_rows(claims)),
             1,
-            shown.against,
+            tuple(_against(claims)),
             (),
         ),
     ]
-    return write(found, form, width, colour)
 
 
 def _cells(rows: Iterable[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:

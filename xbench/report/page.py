@@ -93,11 +93,7 @@ def html(
         "figures": {s.id: _figures(results, s, drawn) for s in sections},
         "curves": {s.id: _curves(curves, s, drawn) for s in sections},
         "agreement": {s.id: _agreement(results, s) for s in sections},
-        "published": published.comparison(results)
-        if plan.suite.name in published.tables()
-        else None,
-        "VALUES": published.VALUES,
-        "CLAIMS": published.CLAIMS,
+        "published": published.sheets(results) if plan.suite.name in published.tables() else None,
         "pairs": _pairs(results, boards, sections, kept),
         "scatter": [_scatter(results, s) for s in sections],
         "points": POINTS,
