@@ -512,7 +512,7 @@ def start(*words: object, folder: Path, **more: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> Answer:
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> Answer:
     """The process' answer; a process that hangs is killed with its group."""
     try:
         out, err = process.communicate(timeout=seconds)

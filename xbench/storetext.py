@@ -108,16 +108,16 @@ def show_contents(found: Audit, *, cells: bool, width: int | None = None) -> str
     out = io.StringIO()
     console = Console(file=out, width=width or 100, no_color=True, highlight=False)
     facts = contents(found)
-    console.print(printable(f"{found.root}: {_sum(facts['counts'])}"), markup=False)
+    console.print(printable(f"{found.root}: {_sum(facts['counts'])}"), markup=False, soft_wrap=True)
     for group in facts["groups"]:
         words = [_count(group["images"], "image"), _count(len(group["cells"]), "cell")]
         words += [_count(group["rows"], "row"), _count(group["parts"], "part"),
                   size_words(group["bytes"])]  # fmt: skip
         title = f"{group['dataset']} x {group['model']}: {', '.join(words)}"
-        console.print(Text(f"\n{printable(title)}"))
+        console.print(Text(f"\n{printable(title)}"), soft_wrap=True)
         if group["kept"]:
             kept = ", ".join(f"{count:,} {kind}" for kind, count in group["kept"].items())
-            console.print(Text(f"kept beside: {printable(kept)}"))
+            console.print(Text(f"kept beside: {printable(kept)}"), soft_wrap=True)
         made = [
             f"{package} {' and '.join(versions)}"
             for package, versions in group["versions"].items()

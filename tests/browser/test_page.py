@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import suite_of
-from test_report import CLOSING, FORMULA, SPITE
-from test_report import WANTED as SPITEFUL
+from test_report import CLOSING, FORMULA, SPITE, spiteful_suite
 
 sync = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
@@ -226,7 +225,7 @@ def test_names_that_want_to_be_markup_do_nothing(
     """Classes, keys, labels and errors, wherever a script puts them."""
     from xbench.run import run_suite
 
-    run_suite(suite_of(**SPITEFUL), data=None, out=tmp_path, quiet=True, page=True)
+    run_suite(spiteful_suite(), data=None, out=tmp_path, quiet=True, page=True)
     (folder,) = (tmp_path / "runs").iterdir()
     opened = Visit(browser, folder)
     page = opened.page
