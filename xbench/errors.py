@@ -57,3 +57,8 @@ class StoreError(XbenchError):
 
 class DamagedPart(StoreError):  # noqa: N818
     """The bytes of a part are not those that were written."""
+
+
+def printable(text: str) -> str:
+    """Text of files and of errors, without what could steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)

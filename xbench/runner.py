@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from .autograd import Meter, prepared
-from .errors import BadImage, Unsupported
+from .errors import BadImage, Unsupported, printable
 from .keep import Kept, pieces
 from .mapfiles import write_maps
 from .models.loading import load_model
@@ -90,8 +90,7 @@ MAX_WORDS = 1000
 
 def _plain(error: BaseException) -> str:
     """An error's message on one line, without what could steer a terminal."""
-    printable = (char if char.isprintable() else " " for char in str(error))
-    return " ".join("".join(printable).split())[:MAX_WORDS]
+    return " ".join(printable(str(error)).split())[:MAX_WORDS]
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from .errors import DamagedPart, StoreError, UsageError
+from .errors import DamagedPart, StoreError, UsageError, printable
 from .files import atomic_write, writer_of
 from .registry import suggestion
 from .store import (
@@ -622,8 +622,3 @@ def _new_parts(
         names[name] = one.sha256
         new.append((folder / name, one))
     return new, len(brought) - len(new), told.mixed
-
-
-def printable(text: str) -> str:
-    """Text of files, without what could steer a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text)

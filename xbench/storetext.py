@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .errors import printable
 from .store import KEPT, SCORES, Part, compared
 from .storekeeping import (
     HARMLESS,
@@ -23,7 +24,6 @@ from .storekeeping import (
     Waste,
     cells_of,
     conditions_in_words,
-    printable,
 )
 
 
